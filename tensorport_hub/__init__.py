@@ -1,0 +1,3 @@
+"""Mirror a Hugging Face checkpoint as plain arrays."""
+
+__version__ = "0.1.0"
