@@ -1,0 +1,1 @@
+"""Bytes, facts and numbers: no network, no files, no clock, no logging."""

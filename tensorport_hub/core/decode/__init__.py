@@ -1,0 +1,1 @@
+"""Numbers: stored rows in, dense rows out. One layout a file, and the closed table of all layouts."""

@@ -1,0 +1,136 @@
+"""One rounding to another float precision, with every loss counted.
+
+Rules: round to nearest, ties to even, once, from the exact stored value. Infinities stay, -0 stays. A
+finite value beyond the target's range is an *overflow*: an infinity, or with `saturate` the largest finite
+value of its sign. A non-zero value that becomes 0 is an *underflow*; 26,112 of the 65,536 bfloat16 codes do
+in float16. A NaN keeps its bits where widening only appends zeros (bfloat16 to float32) and otherwise becomes
+the canonical quiet NaN: 0x7E00 (F16), 0x7FC0 (BF16), 0x7FC00000 (F32), since hardware differs in payloads.
+
+float64 goes to bfloat16 by way of a float32 that is rounded to odd, which makes the second rounding exact
+(Boldo and Melquiond, "Emulation of a FMA and correctly rounded sums", 2008).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tensorport_hub.core.decode.decoder import Dense
+from tensorport_hub.core.tensor import DType
+
+
+@dataclass
+class Losses:
+    """What rounding cost one tensor: counts of elements."""
+
+    overflow: int = 0
+    underflow: int = 0
+
+    def add(self, other: Losses) -> None:
+        self.overflow += other.overflow
+        self.underflow += other.underflow
+
+
+@dataclass(frozen=True)
+class _Bits:
+    """A float format seen as integers: infinity's magnitude, above it lie the NaNs."""
+
+    word: type[np.unsignedinteger[Any]]
+    magnitude: int
+    infinity: int
+    nan: int
+
+
+_BITS = {
+    "F16": _Bits(np.uint16, 0x7FFF, 0x7C00, 0x7E00),
+    "BF16": _Bits(np.uint16, 0x7FFF, 0x7F80, 0x7FC0),
+    "F32": _Bits(np.uint32, 0x7FFFFFFF, 0x7F800000, 0x7FC00000),
+}
+
+
+def cast(values: Dense, source: DType, target: DType, *, saturate: bool = False) -> tuple[Dense, Losses]:
+    """Round 1-D `values` of dtype `source` to `target` (F16, BF16 or F32).
+
+    Returns:
+        An array in `target.numpy` (fresh, unless the dtypes are equal), and the losses.
+    """
+    if source == target:
+        return values, Losses()
+    if source.name == "BF16":
+        wide = _widen(values)
+        if target.name == "F32":
+            return wide, Losses()
+        out = np.take(_halves(), values.view(np.uint16), mode="clip").view(np.float16)
+        return out, _settle(wide, out, target, saturate)
+    exact = _exact(values, source, target)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        out = exact.astype(target.numpy)
+    return out, _settle(exact, out, target, saturate)
+
+
+def _widen(values: Dense) -> npt.NDArray[np.float32]:
+    """bfloat16 is the upper half of a float32."""
+    wide = values.view(np.uint16).astype(np.uint32)
+    np.left_shift(wide, np.uint32(16), out=wide)
+    return wide.view(np.float32)
+
+
+@cache
+def _halves() -> npt.NDArray[np.uint16]:
+    """[bfloat16 code] -> float16 code."""
+    every = np.arange(1 << 16, dtype=np.uint32) << np.uint32(16)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        return every.view(np.float32).astype(np.float16).view(np.uint16)
+
+
+def _exact(values: Dense, source: DType, target: DType) -> npt.NDArray[np.floating[Any]]:
+    """The same values in a type that numpy or ml_dtypes rounds correctly to `target`."""
+    if source.name == "F64" and target.name == "BF16":
+        return _round_to_odd(values)
+    wide: npt.NDArray[np.floating[Any]] = values.astype(np.float32) if source.nbits < 16 else values
+    return wide
+
+
+def _round_to_odd(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        near = values.astype(np.float32)
+    toward_zero = np.where(np.abs(near) > np.abs(values), np.nextafter(near, np.float32(0)), near)
+    inexact = (toward_zero != values) & ~np.isnan(values)
+    odd: npt.NDArray[np.uint32] = toward_zero.view(np.uint32) | inexact.astype(np.uint32)
+    return odd.view(np.float32)
+
+
+def _settle(exact: Dense, out: Dense, target: DType, saturate: bool) -> Losses:
+    """Make NaNs canonical and overflows what was asked for, in place; count the losses."""
+    form = _BITS[target.name]
+    bits = out.view(form.word)
+    magnitude = bits & form.word(form.magnitude)
+    underflow = int(np.count_nonzero(exact) - np.count_nonzero(magnitude))
+    if not magnitude.size or magnitude.max() < form.infinity:
+        return Losses(underflow=underflow)
+    bits[magnitude > form.infinity] = form.nan
+    infinite = (magnitude == form.infinity) & np.isfinite(exact)
+    overflow = int(np.count_nonzero(infinite))
+    if saturate and overflow:
+        _clip(bits, infinite, form)
+    return Losses(overflow, underflow)
+
+
+def _clip(bits: Dense, where: npt.NDArray[np.bool_], form: _Bits) -> None:
+    bits[where] -= form.word(1)  # the code below infinity is the largest finite value, of the same sign
+
+
+def clip_infinities(values: Dense, dtype: DType) -> None:
+    """Replace every infinity, in place, by the largest finite value of its sign."""
+    form = _BITS[dtype.name]
+    bits = values.view(form.word)
+    _clip(bits, (bits & form.word(form.magnitude)) == form.infinity, form)
+
+
+def is_castable(dtype: DType) -> bool:
+    """Whether `cast` can round from `dtype`: unpacked floats."""
+    return dtype.kind == "float" and not dtype.packed

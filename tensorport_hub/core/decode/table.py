@@ -1,0 +1,17 @@
+"""The closed table of layouts: scheme name -> decoder, for plans read back from JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from tensorport_hub.core.decode.decoder import Decoder
+from tensorport_hub.core.decode.mxfp4 import Mxfp4
+from tensorport_hub.core.decode.plain import Plain
+from tensorport_hub.core.tensor import TensorSpec
+
+SCHEMES: Mapping[str, Callable[..., Decoder]] = {Plain.scheme: Plain, Mxfp4.scheme: Mxfp4}
+
+
+def bind(scheme: str, inputs: Sequence[TensorSpec], params: Mapping[str, int | str]) -> Decoder:
+    """The decoder that `scheme`, `inputs` and `params` of a plan describe."""
+    return SCHEMES[scheme](*inputs, **params)
