@@ -1,0 +1,104 @@
+"""What SRC and DST mean: `org/model`, `org/model@revision`, `hf://org/model@rev/subfolder`, or a folder.
+
+A folder is anything that starts with `/`, `.`, `~` or a drive letter; for SRC also the name of a folder that
+exists, as everywhere in the Hub's libraries. Everything else must read as a repository id.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from urllib.parse import unquote
+
+from tensorport_hub.errors import UseError
+
+_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
+_FOLDER = re.compile(r"([/.~\\]|[A-Za-z]:[\\/])")
+_SPECIAL_REVISION = re.compile(r"(refs/(pr|convert)/[^/]+)(?:/|$)")
+_FORMS = "expected `org/model`, `org/model@revision`, `hf://org/model@revision/subfolder` or a folder"
+
+
+@dataclass(frozen=True)
+class HubLocation:
+    """A model repository on the Hub, perhaps at a revision, perhaps below a folder."""
+
+    repo_id: str
+    revision: str | None = None
+    subfolder: str | None = None
+
+
+@dataclass(frozen=True)
+class FolderLocation:
+    """A folder of this machine, as the user wrote it."""
+
+    path: str
+
+
+Location = HubLocation | FolderLocation
+
+
+def parse_source(text: str, *, is_folder: bool) -> Location:
+    """What SRC names; `is_folder` says whether a folder of that very name exists.
+
+    Raises:
+        UseError: it reads as nothing that can be a source.
+    """
+    if not text.startswith("hf://") and (is_folder or _FOLDER.match(text)):
+        return FolderLocation(text)
+    return _hub(text)
+
+
+def parse_destination(text: str) -> Location:
+    """What DST names: `org/name` on the Hub, or a folder.
+
+    Raises:
+        UseError: it reads as nothing that can be a destination.
+    """
+    if text.startswith(("git+", "git@")):
+        raise UseError(f"destination `{text}` is a git remote, which this version does not write")
+    if _FOLDER.match(text):
+        return FolderLocation(text)
+    location = _hub(text)
+    if location.revision or location.subfolder:
+        raise UseError(f"destination `{text}` must be a whole repository: expected `org/name`")
+    if "/" not in location.repo_id:
+        raise UseError(
+            f"destination `{text}` has no owner: expected `org/name`", hint=f"a local folder is `./{text}`"
+        )
+    return location
+
+
+def _hub(text: str) -> HubLocation:
+    if text.startswith("hf://"):
+        return _hub_url(text)
+    repo_id, at, revision = text.partition("@")
+    _check_id(repo_id, text)
+    if at and not revision:
+        raise UseError(f"`{text}` names no revision after `@`: {_FORMS}")
+    return HubLocation(repo_id, revision or None)
+
+
+def _hub_url(text: str) -> HubLocation:
+    path = text.removeprefix("hf://").removeprefix("models/")
+    match = re.fullmatch(r"([^/@]+/[^/@]+)(?:@(.+))?(?:/(.*))?", path) if "@" in path else None
+    if match is None:
+        owner, _, rest = path.partition("/")
+        name, _, subfolder = rest.partition("/")
+        repo_id, revision = f"{owner}/{name}", None
+    else:
+        repo_id, _, tail = path.partition("@")
+        special = _SPECIAL_REVISION.match(tail)
+        revision = special.group(1) if special else tail.partition("/")[0]
+        subfolder = tail[len(revision) :].lstrip("/")
+    _check_id(repo_id, text)
+    return HubLocation(repo_id, unquote(revision) if revision else None, subfolder.strip("/") or None)
+
+
+def _check_id(repo_id: str, text: str) -> None:
+    if (
+        not _ID.fullmatch(repo_id)
+        or "--" in repo_id
+        or ".." in repo_id
+        or repo_id.endswith((".git", ".", "-"))
+    ):
+        raise UseError(f"`{text}` is no repository and no folder: {_FORMS}")

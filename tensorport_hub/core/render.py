@@ -1,0 +1,56 @@
+"""A range of an output tensor's items, from stored bytes to the bytes of the file: decode, round, count.
+
+Work goes in tiles that fit a processor's cache: each tile is decoded, rounded and handed on before the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from tensorport_hub.core.decode.cast import Losses, cast, clip_infinities
+from tensorport_hub.core.decode.decoder import Bytes
+from tensorport_hub.core.recipe import Recipe
+
+TILE = 1 << 18
+"""Items decoded at a time: 512 KiB of bfloat16."""
+
+
+def render(
+    recipe: Recipe,
+    start: int,
+    stop: int,
+    inputs: Sequence[tuple[Bytes, int]],
+    *,
+    saturate: bool,
+    losses: Losses,
+) -> Iterator[memoryview]:
+    """Yield the file's bytes for items `start:stop`, in order; each view is valid until the next.
+
+    Args:
+        inputs: for each input of the decoder, bytes that hold its span, and the offset of their first byte
+            from that tensor's first byte.
+        saturate: overflows become the largest finite value instead of an infinity.
+        losses: receives what rounding cost.
+    """
+    decoder = recipe.decoder
+    if not recipe.casts and decoder.scheme == "plain":
+        (data, offset) = inputs[0]
+        first, last = decoder.spans(start, stop)[0]
+        yield data[first - offset : last - offset].data
+        return
+    tile = max(TILE // decoder.grain, 1) * decoder.grain
+    for first in range(start, stop, tile):
+        last = min(first + tile, stop)
+        spans = decoder.spans(first, last)
+        stored = [data[a - at : b - at] for (data, at), (a, b) in zip(inputs, spans, strict=True)]
+        values, overflow = decoder.decode(stored)
+        if overflow and saturate:
+            clip_infinities(values, decoder.dtype)
+        if recipe.casts:
+            values, lost = cast(values, decoder.dtype, recipe.dtype, saturate=saturate)
+            losses.add(lost)
+        if not (recipe.casts and saturate):
+            losses.overflow += overflow
+        yield values.view(np.uint8).data

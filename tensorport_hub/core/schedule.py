@@ -1,0 +1,249 @@
+"""In what order a source file's bytes are read.
+
+Each file is walked once from its first byte to its last, so that its sha256 can be taken as the bytes pass;
+a *block* is what is fetched at a time. Blocks are cut where a decoder can stop: at a multiple of its grain.
+A part's *companions* (scales) are needed with its first block, wherever they lie:
+
+- `ahead` in the same file: read early and kept until the walk reaches them;
+- `inside` that very block: nothing to read;
+- `behind`: kept when the walk passed them;
+- `apart`: in another file, or more than may be kept: read by range, and again by that file's walk.
+
+All of it is decided before the first byte, so a plan can say how many bytes will be read twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from tensorport_hub.core.plan import Part, Plan, WeightFile
+from tensorport_hub.core.ranges import Range, coalesce
+
+_GAP = 64 * 1024
+"""Bytes that are rather read than asked around, where a file is not read whole."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A block's bytes `offset:offset + nbytes` are the primary's, for output items `start:stop` of a part."""
+
+    part: Part
+    start: int
+    stop: int
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Companion:
+    """The bytes `start:stop` of `file` that a part needs beside its primary, and how they come."""
+
+    part: Part
+    file: str
+    start: int
+    stop: int
+    how: Literal["ahead", "inside", "behind", "apart"]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Bytes `start:stop` of the file.
+
+    Attributes:
+        pieces: what they are for, in file order; a part's first piece starts at its first item.
+        companions: what must be there before the pieces are decoded.
+        retain: ranges of this block that later blocks' companions need.
+    """
+
+    start: int
+    stop: int
+    pieces: tuple[Piece, ...]
+    companions: tuple[Companion, ...]
+    retain: tuple[Range, ...]
+
+
+@dataclass(frozen=True)
+class Walk:
+    """One source file: whether it is read whole, and its blocks in order.
+
+    Attributes:
+        empty: parts without any bytes to read.
+        bytes_again: bytes that are read a second time, here or in another file.
+        kept: bytes of companions that may be held at once.
+    """
+
+    file: WeightFile
+    whole: bool
+    blocks: tuple[Block, ...]
+    empty: tuple[Part, ...]
+    bytes_again: int
+    kept: int
+
+
+@dataclass(frozen=True)
+class _Use:
+    """A part's primary range in the file, and the ranges of its companions."""
+
+    part: Part
+    start: int
+    stop: int
+    grain: int
+    companions: tuple[tuple[str, int, int], ...]
+
+
+class Schedule:
+    """The walks of a plan's files, each computed when asked for.
+
+    Args:
+        plan: what is to be made.
+        block: bytes to fetch at a time, but never less than one grain.
+        keep: bytes of companions that each walk may keep.
+    """
+
+    def __init__(self, plan: Plan, *, block: int, keep: int) -> None:
+        self._plan, self._block, self._keep = plan, block, keep
+
+    @cached_property
+    def _uses(self) -> dict[str, list[_Use]]:
+        uses: dict[str, list[_Use]] = {file.path: [] for file in self._plan.files}
+        for part in self._plan.parts:
+            uses[self._plan.recipes[part.recipe].decoder.inputs[0].file].append(_use(self._plan, part))
+        return uses
+
+    @cached_property
+    def _whole(self) -> frozenset[str]:
+        verify = self._plan.options.verify_source
+        if verify == "no":
+            return frozenset()
+        wanted = dict.fromkeys((file.path for file in self._plan.files), 0)
+        for recipe in self._plan.recipes:
+            for tensor in recipe.decoder.inputs:
+                wanted[tensor.file] += tensor.nbytes
+        return frozenset(
+            file.path
+            for file in self._plan.files
+            if verify == "whole" or wanted[file.path] == file.size - file.data_start
+        )
+
+    def walk(self, file: WeightFile) -> Walk:
+        """How `file` is read. Under `auto` it is read whole where every tensor of it is wanted."""
+        uses = sorted(self._uses[file.path], key=lambda use: (use.start, use.part.index))
+        empty = tuple(use.part for use in uses if use.start == use.stop)
+        filled = [use for use in uses if use.start < use.stop]
+        return _Walker(file.path, filled, self._whole, self._keep).walk(file, empty, self._block)
+
+    def bytes_again(self) -> int:
+        """Bytes of the whole plan that order forces to be read twice."""
+        return sum(self.walk(file).bytes_again for file in self._plan.files)
+
+
+def _use(plan: Plan, part: Part) -> _Use:
+    decoder = plan.recipes[part.recipe].decoder
+    ranges = [
+        (tensor.file, tensor.start + start, tensor.start + stop)
+        for tensor, (start, stop) in zip(decoder.inputs, decoder.spans(*part.items), strict=True)
+    ]
+    first, last = decoder.spans(0, decoder.grain)[0]
+    return _Use(part, ranges[0][1], ranges[0][2], last - first, tuple(ranges[1:]))
+
+
+class _Walker:
+    """Cuts one file into blocks and decides for each companion how it comes."""
+
+    def __init__(self, path: str, uses: Sequence[_Use], whole: frozenset[str], keep: int) -> None:
+        self.path, self.uses, self.whole, self.keep = path, uses, whole, keep
+        self.again = 0
+        self.ahead: list[Range] = []
+        self.most_ahead = 0
+        self.retained = self._choose_retained() if path in whole else []
+
+    def _choose_retained(self) -> list[Range]:
+        """Companions that lie before their part, as many as half of what may be kept."""
+        chosen: list[Range] = []
+        room = self.keep // 2
+        for use in self.uses:
+            for file, start, stop in use.companions:
+                if file == self.path and stop <= use.start and stop - start <= room:
+                    chosen.append((start, stop))
+                    room -= stop - start
+        return chosen
+
+    def walk(self, file: WeightFile, empty: tuple[Part, ...], size: int) -> Walk:
+        whole = self.path in self.whole
+        spans = [(use.start, use.stop) for use in self.uses]
+        ranges = [(0, file.size)] if whole else coalesce(spans, gap=_GAP)
+        retained = set(self.retained)
+        blocks = []
+        at = 0
+        for start, stop in _cuts(ranges, self.uses, size):
+            while at < len(self.uses) and self.uses[at].stop <= start:
+                at += 1
+            pieces: list[Piece] = []
+            companions: list[Companion] = []
+            for use in _overlapping(self.uses, at, start, stop):
+                first, last = max(start, use.start), min(stop, use.stop)
+                pieces.append(_piece(use, first, last, start))
+                if first == use.start:
+                    companions += self._companions(use, start, stop, retained)
+            retain = tuple((max(a, start), min(b, stop)) for a, b in self.retained if a < stop and b > start)
+            blocks.append(Block(start, stop, tuple(pieces), tuple(companions), retain))
+            self.ahead = [(a, b) for a, b in self.ahead if b > stop]
+        kept = self.most_ahead + sum(b - a for a, b in self.retained)
+        return Walk(file, whole, tuple(blocks), empty, self.again, kept)
+
+    def _companions(self, use: _Use, start: int, stop: int, retained: set[Range]) -> Iterator[Companion]:
+        for file, first, last in use.companions:
+            how: Literal["ahead", "inside", "behind", "apart"] = "apart"
+            if file == self.path and start <= first and last <= stop:
+                how = "inside"
+            elif file == self.path and (first, last) in retained:
+                how = "behind"
+            elif file == self.path and file in self.whole and first >= stop and self._fits(last - first):
+                how = "ahead"
+                self.ahead.append((first, last))
+                self.most_ahead = max(self.most_ahead, sum(b - a for a, b in self.ahead))
+            elif file in self.whole:
+                self.again += last - first
+            yield Companion(use.part, file, first, last, how)
+
+    def _fits(self, nbytes: int) -> bool:
+        return sum(b - a for a, b in self.ahead) + nbytes <= self.keep - self.keep // 2
+
+
+def _overlapping(uses: Sequence[_Use], at: int, start: int, stop: int) -> Iterator[_Use]:
+    for i in range(at, len(uses)):
+        if uses[i].start >= stop:
+            return
+        if uses[i].stop > start:
+            yield uses[i]
+
+
+def _piece(use: _Use, first: int, last: int, block_start: int) -> Piece:
+    """Items of a byte range of the primary: bytes and items grow together."""
+    items = use.part.items[1] - use.part.items[0]
+    nbytes = use.stop - use.start
+    start = use.part.items[0] + (first - use.start) * items // nbytes
+    stop = use.part.items[0] + (last - use.start) * items // nbytes
+    return Piece(use.part, start, stop, first - block_start, last - first)
+
+
+def _cuts(ranges: Sequence[Range], uses: Sequence[_Use], block: int) -> Iterator[Range]:
+    """Cut `ranges` into blocks; a cut inside a primary falls on a multiple of its grain."""
+    at = 0
+    for first, last in ranges:
+        start = first
+        while start < last:
+            stop = min(start + block, last)
+            while at < len(uses) and uses[at].stop <= stop:
+                at += 1
+            if at < len(uses) and uses[at].start < stop:
+                use = uses[at]
+                begin = max(start, use.start)
+                whole_grains = (stop - use.start) // use.grain * use.grain + use.start
+                stop = whole_grains if whole_grains > begin else begin if begin > start else start + use.grain
+                stop = min(stop, last)
+            yield start, stop
+            start = stop

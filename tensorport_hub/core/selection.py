@@ -1,0 +1,178 @@
+"""Which files of a repository are the model, and which small ones travel with it.
+
+The model, in the folder that was asked for (the top level unless `subfolder` says otherwise):
+
+1. `model.safetensors.index.json`, else the only other `*.safetensors.index.json`;
+2. `model.safetensors`, else the only other `*.safetensors`, else one complete set of
+   `NAME-00001-of-000NN.safetensors` without an index.
+
+Variants (`model.fp16...`), `consolidated*` and `adapter*` files are considered only where nothing else is
+there or a pattern names them. What is left ambiguous is an error that lists the candidates. With patterns,
+the rules apply to the matching files; several matching files without an index are the model together.
+
+Carried over byte for byte: configuration, tokenizer, chat template, preprocessor, licence files of that
+folder (licences of the top level too). Never: other weights, pickles, code, other folders.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from tensorport_hub.core.digest import SourceFile
+from tensorport_hub.core.safetensors import shorten
+from tensorport_hub.errors import CheckpointError, UseError
+
+INDEX = ".safetensors.index.json"
+WEIGHTS = ".safetensors"
+CARRIED_LIMIT = 256 * 1024 * 1024
+
+_SECOND_CHOICE = re.compile(
+    r"(consolidated|adapter|.*\.(fp16|bf16|fp32|8bit|4bit|non_ema|ema)[.-])", re.IGNORECASE
+)
+_NUMBERED = re.compile(r"(.+)-(\d{5,})-of-(\d{5,})\.safetensors")
+_CARRIED = (
+    *("config.json", "*_config.json", "config_*.json", "modules.json"),
+    *(
+        "tokenizer*",
+        "vocab*",
+        "merges.txt",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "*.model",
+        "*.tiktoken",
+    ),
+    *("chat_template*", "*.jinja", "additional_chat_templates/*.jinja"),
+    *("1_*/config.json", "2_*/config.json", "3_*/config.json"),
+)
+_LICENCES = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "USE_POLICY*", "THIRD_PARTY*")
+QUANTIZATION_CONFIGS = frozenset(
+    ["hf_quant_config.json", "quantize_config.json", "quant_config.json", "quantization_config.json"]
+)
+_NEVER = (
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".pkl",
+    ".pickle",
+    ".py",
+    ".gguf",
+    ".h5",
+    ".msgpack",
+    ".onnx",
+)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The model's files: an index to read first, or the weight files themselves; and what is carried."""
+
+    index: SourceFile | None
+    weights: tuple[SourceFile, ...]
+    carried: tuple[SourceFile, ...]
+    passed_over: tuple[str, ...]
+
+
+def select(
+    files: Iterable[SourceFile], *, subfolder: str | None = None, allow_patterns: Sequence[str] = ()
+) -> Selection:
+    """Apply the rules above.
+
+    Raises:
+        UseError: `subfolder` or `allow_patterns` name nothing.
+        CheckpointError: there is no safetensors model, or several and no rule prefers one.
+    """
+    listed = sorted(files, key=lambda f: f.path)
+    prefix = f"{subfolder.strip('/')}/" if subfolder else ""
+    here = [f for f in listed if f.path.startswith(prefix)]
+    if prefix and not here:
+        raise UseError(f"subfolder `{subfolder}` is not in the source", hint=_folders(listed))
+    if allow_patterns:
+        chosen = [f for f in here if any(fnmatchcase(f.path.removeprefix(prefix), p) for p in allow_patterns)]
+        if not any(f.path.endswith((WEIGHTS, INDEX)) for f in chosen):
+            raise UseError(f"no safetensors file matches {_list(allow_patterns)}", hint=_folders(listed))
+    else:
+        chosen = [f for f in here if "/" not in f.path.removeprefix(prefix)]
+    index, weights = _model(chosen, patterns=bool(allow_patterns), every=listed)
+    taken = {f.path for f in weights} | ({index.path} if index else set())
+    rest = [f.path for f in chosen if f.path.endswith((WEIGHTS, INDEX)) and f.path not in taken]
+    passed_over = () if index else tuple(rest)
+    carried = tuple(f for f in listed if _travels(f, prefix))
+    return Selection(index, tuple(weights), carried, passed_over)
+
+
+def _model(
+    files: list[SourceFile], *, patterns: bool, every: list[SourceFile]
+) -> tuple[SourceFile | None, list[SourceFile]]:
+    indexes = _preferred([f for f in files if f.path.endswith(INDEX)])
+    if len(indexes) == 1:
+        return indexes[0], []
+    singles = [f for f in files if f.path.endswith(WEIGHTS)]
+    if not patterns:
+        singles = _preferred(singles)
+    if indexes:
+        raise _ambiguous(indexes)
+    if not singles:
+        raise CheckpointError("the source holds no safetensors model here", hint=_folders(every))
+    if len(singles) == 1 or patterns or _complete(singles):
+        return None, singles
+    raise _ambiguous(singles)
+
+
+def _preferred(files: list[SourceFile]) -> list[SourceFile]:
+    named = [f for f in files if f.path.rpartition("/")[2] in ("model" + INDEX, "model" + WEIGHTS)]
+    first = [f for f in files if not _SECOND_CHOICE.match(f.path.rpartition("/")[2])]
+    return named or first or files
+
+
+def _complete(files: list[SourceFile]) -> bool:
+    matches = [_NUMBERED.fullmatch(f.path) for f in files]
+    found = [(m.group(1), int(m.group(2)), int(m.group(3))) for m in matches if m]
+    stems = {(stem, of) for stem, _, of in found}
+    return (
+        len(found) == len(files)
+        and len(stems) == 1
+        and {n for _, n, _ in found} == set(range(1, found[0][2] + 1))
+    )
+
+
+def _ambiguous(files: list[SourceFile]) -> CheckpointError:
+    return CheckpointError(
+        f"several models could be meant: {_list([f.path for f in files])}",
+        hint="choose with `--allow-patterns` or `--subfolder`",
+    )
+
+
+def _travels(file: SourceFile, prefix: str) -> bool:
+    name = file.path.removeprefix(prefix) if file.path.startswith(prefix) else None
+    if file.size > CARRIED_LIMIT or file.path.lower().endswith(_NEVER):
+        return False
+    if any(fnmatchcase(file.path, pattern) for pattern in _LICENCES):
+        return True
+    if name is None or name.endswith(INDEX):
+        return False
+    depth = name.count("/")
+    return any(
+        fnmatchcase(name, pattern) and pattern.count("/") == depth for pattern in (*_CARRIED, *_LICENCES)
+    )
+
+
+def carried_name(path: str, subfolder: str | None) -> str:
+    """Where a carried file lies in the mirror: the model's folder becomes the top level."""
+    return path.removeprefix(f"{subfolder.strip('/')}/") if subfolder else path
+
+
+def _folders(files: list[SourceFile]) -> str:
+    places = sorted({f.path.rpartition("/")[0] for f in files if f.path.endswith((WEIGHTS, INDEX))})
+    if not places:
+        return "there is no safetensors file in the whole source"
+    return f"safetensors files lie in {_list([p or 'the top level' for p in places])}; see `--subfolder`"
+
+
+def _list(names: Iterable[str], most: int = 12) -> str:
+    shown = list(names)
+    more = f" and {len(shown) - most} more" if len(shown) > most else ""
+    return ", ".join(f"`{shorten(name)}`" for name in shown[:most]) + more

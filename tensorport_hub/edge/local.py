@@ -1,0 +1,214 @@
+"""Folders of this machine, as a source and as a sink.
+
+Reading uses `pread`: mapped pages would count as this process's memory. A symbolic link may point anywhere
+for a file that the user's folder holds (the Hub's cache is made of links), but names come from a listing,
+never from a checkpoint.
+
+Writing stages everything in a sibling folder `.NAME.tensorport-...`, each file written to a temporary name,
+flushed to the disk and renamed; the commit swaps the staging folder in. Readers see the old folder or the
+complete new one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from tensorport_hub.core.digest import SourceFile
+from tensorport_hub.errors import DestinationError, SourceError, UseError
+from tensorport_hub.ports import Published, Receipt
+
+_OPEN_FILES = 64
+
+
+class LocalSource:
+    """A folder, listed once when it is opened; a file that changes afterwards is an error where it is seen."""
+
+    repo = None
+    commit = ""
+
+    def __init__(self, root: Path) -> None:
+        if not root.is_dir():
+            raise SourceError(f"source `{root}` is no folder")
+        self._root = root
+        self._stats: dict[str, tuple[int, int]] = {}
+        self._handles: dict[str, int] = {}
+        self._lock = threading.Lock()
+        for folder, folders, names in os.walk(root):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            for name in sorted(names):
+                path = Path(folder, name)
+                if path.is_file():
+                    stat = path.stat()
+                    key = path.relative_to(root).as_posix()
+                    self._stats[key] = (stat.st_size, stat.st_mtime_ns)
+        self.files: Sequence[SourceFile] = [
+            SourceFile(path, size) for path, (size, _) in sorted(self._stats.items())
+        ]
+
+    def read_into(self, path: str, start: int, buffer: memoryview) -> None:
+        try:
+            handle = self._handle(path)
+            done = 0
+            while done < len(buffer):
+                got = os.preadv(handle, [buffer[done:]], start + done)
+                if got == 0:
+                    raise SourceError(
+                        f"`{path}` is shorter than when it was listed: expected {start + len(buffer)} bytes,"
+                        f" got {start + done}"
+                    )
+                done += got
+        except OSError as error:
+            raise SourceError(f"`{path}` can't be read: {error.strerror}") from None
+
+    def _handle(self, path: str) -> int:
+        with self._lock:
+            if path not in self._handles:
+                if path not in self._stats:
+                    raise SourceError(f"`{path}` is not in the source folder")
+                if len(self._handles) >= _OPEN_FILES:
+                    raise SourceError(f"more than {_OPEN_FILES} files open at once")
+                handle = os.open(self._root / path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+                stat = os.fstat(handle)
+                if (stat.st_size, stat.st_mtime_ns) != self._stats[path]:
+                    os.close(handle)
+                    raise SourceError(f"`{path}` changed since the run began")
+                self._handles[path] = handle
+            return self._handles[path]
+
+    def close(self) -> None:
+        with self._lock:
+            for handle in self._handles.values():
+                os.close(handle)
+            self._handles.clear()
+
+
+class LocalSink:
+    """A folder that becomes the mirror."""
+
+    def __init__(self, target: Path, *, key: str) -> None:
+        """Stage for `target`; `key` makes the staging folder's name."""
+        self._target = target
+        self._staging = target.parent / f".{target.name}.tensorport-{key}"
+        _refuse_foreign(target)
+        try:
+            shutil.rmtree(self._staging, ignore_errors=True)
+            self._staging.mkdir(parents=True)
+        except OSError as error:
+            raise DestinationError(f"`{target.parent}` can't be written: {error.strerror}") from None
+
+    def open(self, path: str, size: int) -> LocalWriter:
+        return LocalWriter(self._staging, path, size)
+
+    def put(self, path: str, content: bytes) -> Receipt:
+        writer = self.open(path, len(content))
+        writer.write(memoryview(content))
+        return writer.finish()
+
+    def commit(self, receipts: Sequence[Receipt]) -> Published:
+        target, old = self._target, self._staging.with_name(self._staging.name + ".old")
+        try:
+            _flush_folder(self._staging)
+            shutil.rmtree(old, ignore_errors=True)
+            if target.is_symlink() or (target.exists() and any(target.iterdir())):
+                os.rename(target, old)
+            os.replace(self._staging, target)
+            _flush_folder(target.parent)
+            shutil.rmtree(old, ignore_errors=True)
+        except OSError as error:
+            raise DestinationError(
+                f"`{target}` can't take the finished mirror: {error.strerror}",
+                hint=f"it is complete in `{self._staging}`; move it by hand, or choose a folder that can be renamed",
+            ) from None
+        return Published(str(target), None, None, changed=True)
+
+    def close(self) -> None:
+        shutil.rmtree(self._staging, ignore_errors=True)
+
+
+class LocalWriter:
+    """One file in the staging folder."""
+
+    def __init__(self, root: Path, path: str, size: int) -> None:
+        self._path, self._size = path, size
+        self._final = root / path
+        self._part = self._final.with_name(self._final.name + ".partial")
+        self._sha256 = hashlib.sha256()
+        self._written = 0
+        try:
+            self._final.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(self._part, "wb", buffering=0)  # noqa: SIM115 (closed by finish or abort)
+        except OSError as error:
+            raise _refused(path, error) from None
+
+    def write(self, block: memoryview) -> None:
+        try:
+            done = 0
+            while done < block.nbytes:
+                done += self._file.write(block[done:])
+        except OSError as error:
+            raise _refused(self._path, error) from None
+        self._sha256.update(block)
+        self._written += block.nbytes
+
+    def finish(self) -> Receipt:
+        if self._written != self._size:
+            self.abort()
+            raise DestinationError(
+                f"`{self._path}` has the wrong length: expected {self._size} bytes, got {self._written}"
+            )
+        try:
+            os.fsync(self._file.fileno())
+            self._file.close()
+            os.replace(self._part, self._final)
+        except OSError as error:
+            raise _refused(self._path, error) from None
+        return Receipt(self._path, self._size, self._sha256.hexdigest())
+
+    def abort(self) -> None:
+        self._file.close()
+        self._part.unlink(missing_ok=True)
+
+
+def _refused(path: str, error: OSError) -> DestinationError:
+    return DestinationError(f"`{path}` can't be written: {error.strerror}")
+
+
+def _refuse_foreign(target: Path) -> None:
+    """A folder that holds something, but no mirror, is not ours to replace."""
+    if not target.exists() or (target / "manifest.json").is_file():
+        return
+    if not target.is_dir():
+        raise DestinationError(f"destination `{target}` exists and is no folder")
+    if any(target.iterdir()):
+        raise DestinationError(
+            f"destination `{target}` is not empty and holds no mirror of ours", hint="choose an empty folder"
+        )
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make renames in `folder` durable, where the platform can."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def parse_folder(text: str) -> Path:
+    """The folder that a user wrote, absolute.
+
+    Raises:
+        UseError: the root of a file system.
+    """
+    path = Path(text).expanduser().absolute()
+    path = Path(os.path.normpath(path))
+    if path == path.parent:
+        raise UseError(f"`{text}` is the root of a file system: expected a folder")
+    return path

@@ -1,0 +1,217 @@
+"""One part from its first byte to its receipt: the blocks come, bytes are decoded and handed to a writer.
+
+The lane that walks the source file feeds pieces in order through `feed`; a worker thread runs `write`. When
+a writer fails for a passing reason, the rest of the feed is let go and the part is written again by reading
+its own ranges: those bytes are not hashed a second time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+
+import numpy as np
+
+from tensorport_hub.core import npy
+from tensorport_hub.core.decode.cast import Losses
+from tensorport_hub.core.decode.decoder import Bytes
+from tensorport_hub.core.plan import Options, Part
+from tensorport_hub.core.ranges import Range
+from tensorport_hub.core.recipe import Recipe
+from tensorport_hub.core.render import render
+from tensorport_hub.core.safetensors import shorten
+from tensorport_hub.engine.blocks import SharedBlock, StopFlag, Stopped
+from tensorport_hub.errors import LimitError, TensorportError
+from tensorport_hub.ports import BytesWritten, PartDone, PartRetried, Receipt, Report, Sink, Source
+
+ATTEMPTS = 4
+_PAUSE = 0.5
+
+Fed = tuple[int, int, SharedBlock, Range]
+"""Items `start:stop`, and the block's byte range that holds them."""
+
+
+@dataclass
+class PartRun:
+    """A part in flight."""
+
+    part: Part
+    recipe: Recipe
+    companions: list[Bytes] = field(default_factory=list)
+    losses: Losses = field(default_factory=Losses)
+    _queue: SimpleQueue[Fed | None] = field(default_factory=SimpleQueue)
+
+    def feed(self, start: int, stop: int, block: SharedBlock, where: Range) -> None:
+        """Hand over the next items; `block` is held until they are written."""
+        self._queue.put((start, stop, block.hold(), where))
+
+    def end(self) -> None:
+        """No more will come: the lane stopped."""
+        self._queue.put(None)
+
+    def spans(self) -> list[Range]:
+        """Absolute byte range of each input, in its file."""
+        spans = self.recipe.decoder.spans(*self.part.items)
+        return [
+            (t.start + a, t.start + b) for t, (a, b) in zip(self.recipe.decoder.inputs, spans, strict=True)
+        ]
+
+    def fed(self) -> Iterator[tuple[int, int, Bytes]]:
+        """Items and their primary bytes, as the lane delivers them; blocks are released one by one.
+
+        Raises:
+            Stopped: the lane ended before the last item came.
+        """
+        at, last = self.part.items
+        while at < last:
+            entry = self._queue.get()
+            if entry is None:
+                self.end()  # for `drain`, which looks again
+                raise Stopped
+            start, stop, block, (first, end) = entry
+            try:
+                yield start, stop, block.data[first:end]
+            finally:
+                block.release()
+            at = stop
+
+    def drain(self, at: int) -> None:
+        """Let go of what is still fed after item `at`."""
+        while at < self.part.items[1]:
+            entry = self._queue.get()
+            if entry is None:
+                return
+            at = entry[1]
+            entry[2].release()
+
+
+class PartWriter:
+    """Runs parts against one source and one sink; shared by all worker threads."""
+
+    def __init__(
+        self, source: Source, sink: Sink, options: Options, block: int, stop: StopFlag, report: Report
+    ) -> None:
+        self._source, self._sink, self._options = source, sink, options
+        self._block, self._stop, self._report = block, stop, report
+
+    def write(self, run: PartRun) -> Receipt:
+        """Write the part as it is fed; again from the source if the sink fails in passing.
+
+        Raises:
+            TensorportError: what the sink, the source or the values are at fault for.
+            Stopped: the run stopped.
+        """
+        progress = [run.part.items[0]]
+        try:
+            return self._attempt(run, _marked(run.fed(), progress))
+        except TensorportError as error:
+            run.drain(progress[0])
+            failure = error
+        except BaseException:
+            run.drain(progress[0])
+            raise
+        for attempt in range(2, ATTEMPTS + 1):
+            if not failure.transient:
+                break
+            self._report(PartRetried(run.part.path, attempt, failure.message))
+            if self._stop.wait(failure.retry_after or _PAUSE * 2**attempt):
+                raise Stopped
+            try:
+                run.companions = self._read_companions(run)
+                return self._attempt(run, self._replayed(run))
+            except TensorportError as error:
+                failure = error
+        raise failure
+
+    def _attempt(self, run: PartRun, pieces: Iterator[tuple[int, int, Bytes]]) -> Receipt:
+        run.losses = Losses()
+        part, recipe = run.part, run.recipe
+        writer = self._sink.open(part.path, part.size)
+        try:
+            writer.write(memoryview(npy.header(recipe.dtype, part.shape)))
+            for start, stop, primary in pieces:
+                for view in render(
+                    recipe,
+                    start,
+                    stop,
+                    self._inputs(run, start, primary),
+                    saturate=self._options.on_overflow == "saturate",
+                    losses=run.losses,
+                ):
+                    writer.write(view)
+                    self._report(BytesWritten(part.path, view.nbytes))
+                if self._stop:
+                    raise Stopped
+            _check_losses(run, self._options)
+            receipt = writer.finish()
+        except BaseException:
+            writer.abort()
+            raise
+        self._report(PartDone(receipt))
+        return receipt
+
+    def _inputs(self, run: PartRun, start: int, primary: Bytes) -> Sequence[tuple[Bytes, int]]:
+        offsets = run.recipe.decoder.spans(*run.part.items)
+        first = run.recipe.decoder.spans(start, start)[0][0]
+        held = [(data, offset) for data, (offset, _) in zip(run.companions, offsets[1:], strict=True)]
+        return [(primary, first), *held]
+
+    def _read_companions(self, run: PartRun) -> list[Bytes]:
+        inputs = run.recipe.decoder.inputs
+        return [
+            read_range(self._source, tensor.file, start, stop)
+            for tensor, (start, stop) in zip(inputs[1:], run.spans()[1:], strict=True)
+        ]
+
+    def _replayed(self, run: PartRun) -> Iterator[tuple[int, int, Bytes]]:
+        decoder = run.recipe.decoder
+        tensor = decoder.inputs[0]
+        grain = decoder.spans(0, decoder.grain)[0][1]
+        items = max(1, self._block // grain) * decoder.grain
+        for start in range(*run.part.items, items):
+            stop = min(start + items, run.part.items[1])
+            first, last = decoder.spans(start, stop)[0]
+            yield (
+                start,
+                stop,
+                read_range(self._source, tensor.file, tensor.start + first, tensor.start + last),
+            )
+
+
+def _marked(
+    pieces: Iterator[tuple[int, int, Bytes]], progress: list[int]
+) -> Iterator[tuple[int, int, Bytes]]:
+    """The same pieces; `progress[0]` is the item up to which they were taken."""
+    for piece in pieces:
+        progress[0] = piece[1]
+        yield piece
+
+
+def read_range(source: Source, file: str, start: int, stop: int) -> Bytes:
+    """A range in a buffer of its own."""
+    buffer = np.empty(stop - start, np.uint8)
+    source.read_into(file, start, buffer.data)
+    return buffer
+
+
+def _check_losses(run: PartRun, options: Options) -> None:
+    """Refuse losses that the options call errors, before the part is finished."""
+    recipe, losses = run.recipe, run.losses
+    rows = "" if run.part.rows == (0, _rows(recipe)) else f", rows {run.part.rows[0]}:{run.part.rows[1]}"
+    where = f"`{shorten(recipe.name)}`{rows}"
+    if losses.overflow and options.on_overflow == "error":
+        raise LimitError(
+            f"{losses.overflow} finite values of {where} are too large for {recipe.dtype}",
+            hint="`--on-overflow inf` or `saturate` accepts them; `--precision` bfloat16 and float32 hold more",
+        )
+    if losses.underflow and options.on_underflow == "error":
+        raise LimitError(
+            f"{losses.underflow} non-zero values of {where} become 0 in {recipe.dtype}",
+            hint="`--on-underflow report` accepts and counts them",
+        )
+
+
+def _rows(recipe: Recipe) -> int:
+    shape = recipe.stored_shape
+    return shape[0] if shape else 1

@@ -1,0 +1,120 @@
+"""Run a plan: walk the source files in lanes, write the parts in workers, collect receipts.
+
+Order and progress: lanes take files in plan order; a lane gives a part to the workers when its first bytes
+are there. Workers take parts in the order they were given. A lane's blocks are only held by parts whose bytes
+came before those that it reads next, so lanes and workers can't wait for each other in a circle. The first
+error stops everything, and is what `run` raises.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from tensorport_hub.core.decode.cast import Losses
+from tensorport_hub.core.plan import Part, Plan
+from tensorport_hub.core.schedule import Schedule
+from tensorport_hub.engine.blocks import StopFlag, Stopped
+from tensorport_hub.engine.budget import Allotment
+from tensorport_hub.engine.lane import FileDigest, Lane
+from tensorport_hub.engine.part import PartRun, PartWriter
+from tensorport_hub.ports import Event, Receipt, Report, Sink, Source
+
+logger = logging.getLogger("tensorport_hub")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run made and learned.
+
+    Attributes:
+        receipts: one a part, in plan order.
+        digests: source file -> sha256 where it was read whole, else None.
+        losses: recipe number -> what rounding cost, where it cost anything.
+    """
+
+    receipts: tuple[Receipt, ...]
+    digests: Mapping[str, str | None]
+    losses: Mapping[int, Losses]
+
+
+def run(plan: Plan, source: Source, sink: Sink, *, allotment: Allotment, report: Report) -> Outcome:
+    """Read, decode and write every part of `plan`; commit nothing.
+
+    Raises:
+        TensorportError: the first fault, by whose it is; every writer was finished or aborted.
+    """
+    return _Run(plan, source, sink, allotment, _safe(report)).run()
+
+
+def _safe(report: Report) -> Report:
+    def call(event: Event) -> None:
+        try:
+            report(event)
+        except Exception:
+            logger.exception("the report callback raised on %r", event)
+
+    return call
+
+
+class _Run:
+    def __init__(self, plan: Plan, source: Source, sink: Sink, allotment: Allotment, report: Report) -> None:
+        self._plan, self._source, self._allotment, self._report = plan, source, allotment, report
+        self._stop = StopFlag()
+        self._schedule = Schedule(plan, block=allotment.block, keep=allotment.keep)
+        self._writer = PartWriter(source, sink, plan.options, allotment.block, self._stop, report)
+        self._receipts: dict[int, Receipt] = {}
+        self._losses: dict[int, Losses] = {}
+        self._lock = threading.Lock()
+
+    def run(self) -> Outcome:
+        with ThreadPoolExecutor(self._allotment.workers, thread_name_prefix="part") as workers:
+            self._workers = workers
+            with ThreadPoolExecutor(self._allotment.lanes, thread_name_prefix="lane") as lanes:
+                try:
+                    digests = list(lanes.map(self._walk, range(len(self._plan.files))))
+                except BaseException as error:
+                    self._stop.fail(error)
+                    raise
+        if self._stop.error is not None:
+            raise self._stop.error
+        receipts = tuple(self._receipts[part.index] for part in self._plan.parts)
+        known = {digest.path: digest.sha256 for digest in digests if digest is not None}
+        return Outcome(receipts, known, self._losses)
+
+    def _walk(self, number: int) -> FileDigest | None:
+        """Walk one file; a failure stops the run and is kept, so that the first one is raised."""
+        if self._stop:
+            return None
+        walk = self._schedule.walk(self._plan.files[number])
+        lane = Lane(walk, self._source, self._make, self._give, self._allotment, self._stop, self._report)
+        try:
+            return lane.run()
+        except BaseException as error:
+            self._stop.fail(error)
+            return None
+
+    def _make(self, part: Part) -> PartRun:
+        return PartRun(part, self._plan.recipes[part.recipe])
+
+    def _give(self, run: PartRun) -> None:
+        self._workers.submit(self._write, run)
+
+    def _write(self, run: PartRun) -> None:
+        if self._stop:
+            run.drain(run.part.items[0])
+            return
+        try:
+            receipt = self._writer.write(run)
+        except Stopped:
+            return
+        except BaseException as error:
+            self._stop.fail(error)
+            return
+        with self._lock:
+            self._receipts[run.part.index] = receipt
+            if run.losses.overflow or run.losses.underflow:
+                self._losses.setdefault(run.part.recipe, Losses()).add(run.losses)

@@ -1,0 +1,183 @@
+"""The ports: what the engine asks of the outside world, as protocols whose docstrings are duties.
+
+`Source` gives bytes, `Sink` takes them, `Report` is told what happens. Implementations live in `edge/`; each
+is held to the same suite in `tests/contracts/`. Nothing here does anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from tensorport_hub.core.digest import SourceFile
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What a sink holds after a write: the path, its exact size, and the sha256 of its content (hex)."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a commit made: the new commit's id and page (None for a folder) and where to look at it."""
+
+    location: str
+    commit: str | None
+    url: str | None
+    changed: bool
+
+
+class Source(Protocol):
+    """One pinned state of a repository or folder: what it reads never changes after it was opened."""
+
+    @property
+    def repo(self) -> str | None:
+        """The repository's id; None for a folder."""
+
+    @property
+    def commit(self) -> str:
+        """The commit that everything is read from; for a folder "", it has none."""
+
+    @property
+    def files(self) -> Sequence[SourceFile]:
+        """All files, sorted by path, with sizes and what digests the other side states."""
+
+    def read_into(self, path: str, start: int, buffer: memoryview) -> None:
+        """Fill `buffer` with exactly the file's bytes from `start`, or raise: never short, never other bytes.
+
+        Safe to call from several threads. Retries what is transient before it raises.
+
+        Raises:
+            SourceError: unreachable, gone, changed, or the range lies outside the file.
+        """
+
+    def close(self) -> None:
+        """Give connections and handles back; reading afterwards is a fault of the caller."""
+
+
+class Writer(Protocol):
+    """One file on its way into a sink. Used by one thread; abandoned writers must be aborted."""
+
+    def write(self, block: memoryview) -> None:
+        """Append; the buffer may be reused once the call returns. May block for back-pressure.
+
+        Raises:
+            DestinationError: with `transient` where replaying the whole file may help.
+        """
+
+    def finish(self) -> Receipt:
+        """The whole file is written: make it durable in the sink (not yet visible to readers).
+
+        Raises:
+            DestinationError: the length differs from what `open` was told, or the sink refuses.
+        """
+
+    def abort(self) -> None:
+        """Forget the file; never raises. Idempotent, and harmless after `finish`."""
+
+
+class Sink(Protocol):
+    """Where files go. Nothing is visible to readers before `commit`, and then everything at once."""
+
+    def open(self, path: str, size: int) -> Writer:
+        """Begin a file of exactly `size` bytes; opening the same path again starts it anew.
+
+        Safe to call from several threads. May block until a stream or staging space is free.
+        """
+
+    def put(self, path: str, content: bytes) -> Receipt:
+        """Add a small file (configuration, card, manifest) to what `commit` will publish."""
+
+    def commit(self, receipts: Sequence[Receipt]) -> Published:
+        """Publish all receipts and all `put` files at once, removing whatever else the mirror held.
+
+        Raises:
+            DestinationError: nothing was published, or it is unknown and the message says so.
+        """
+
+    def close(self) -> None:
+        """Give connections, staging files and sessions back, whatever happened; never raises."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan is complete: what will be read and written, in bytes and parts."""
+
+    parts: int
+    bytes_in: int
+    bytes_out: int
+
+
+@dataclass(frozen=True)
+class BytesRead:
+    """Source bytes that arrived."""
+
+    file: str
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class BytesWritten:
+    """Output bytes that were handed to the sink."""
+
+    path: str
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class PartDone:
+    """The sink holds a part."""
+
+    receipt: Receipt
+
+
+@dataclass(frozen=True)
+class PartRetried:
+    """A part failed for a passing reason and is written again."""
+
+    path: str
+    attempt: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class FileVerified:
+    """A source file was read whole and its digest is what the source states."""
+
+    file: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """The other side asked us to wait, or a passing fault makes us."""
+
+    seconds: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class Warned:
+    """Something the user should know that does not stop the run."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class Committed:
+    """The result is visible to readers."""
+
+    published: Published
+
+
+Event = (
+    Planned | BytesRead | BytesWritten | PartDone | PartRetried | FileVerified | Waiting | Warned | Committed
+)
+
+Report = Callable[[Event], None]
+"""Called with every event, from any thread; may be slow, and what it raises does not reach the run."""
