@@ -37,6 +37,8 @@ LARGEST_SHARD = 2_000_000_000
 class Options:
     """What the user chose that changes the output's bytes."""
 
+    subfolder: str | None = None
+    allow_patterns: tuple[str, ...] = ()
     precision: str = "keep"
     on_overflow: str = "error"
     on_underflow: str = "report"

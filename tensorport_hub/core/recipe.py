@@ -110,8 +110,16 @@ def recipes(
     return made
 
 
+def logical_name(stored: str) -> str:
+    """The output tensor that a stored tensor's name belongs to, if it is one of a group."""
+    for suffix in ("_blocks", "_scales"):
+        if stored.endswith(suffix):
+            return stored.removesuffix(suffix)
+    return stored
+
+
 def _recipe(tensor: TensorSpec, decoder: Decoder, precision: str) -> Recipe:
-    name = tensor.name.removesuffix("_blocks") if isinstance(decoder, Mxfp4) else tensor.name
+    name = logical_name(tensor.name) if isinstance(decoder, Mxfp4) else tensor.name
     dtype = decoder.dtype
     if precision != "keep" and dtype.kind == "float":
         if not is_castable(dtype):

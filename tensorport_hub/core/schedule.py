@@ -82,6 +82,12 @@ class Walk:
     bytes_again: int
     kept: int
 
+    @property
+    def bytes_read(self) -> int:
+        """All bytes that the walk asks the source for."""
+        apart = sum(c.stop - c.start for b in self.blocks for c in b.companions if c.how == "apart")
+        return sum(b.stop - b.start for b in self.blocks) + apart
+
 
 @dataclass(frozen=True)
 class _Use:

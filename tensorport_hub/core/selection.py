@@ -27,11 +27,12 @@ from tensorport_hub.errors import CheckpointError, UseError
 
 INDEX = ".safetensors.index.json"
 WEIGHTS = ".safetensors"
-CARRIED_LIMIT = 256 * 1024 * 1024
+CARRIED_LIMIT = 64 * 1024 * 1024
 
 _SECOND_CHOICE = re.compile(
     r"(consolidated|adapter|.*\.(fp16|bf16|fp32|8bit|4bit|non_ema|ema)[.-])", re.IGNORECASE
 )
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f\\:]|(^|/)\.{0,2}(/|$)")
 _NUMBERED = re.compile(r"(.+)-(\d{5,})-of-(\d{5,})\.safetensors")
 _CARRIED = (
     *("config.json", "*_config.json", "config_*.json", "modules.json"),
@@ -148,7 +149,7 @@ def _ambiguous(files: list[SourceFile]) -> CheckpointError:
 
 def _travels(file: SourceFile, prefix: str) -> bool:
     name = file.path.removeprefix(prefix) if file.path.startswith(prefix) else None
-    if file.size > CARRIED_LIMIT or file.path.lower().endswith(_NEVER):
+    if file.size > CARRIED_LIMIT or file.path.lower().endswith(_NEVER) or _UNSAFE.search(file.path):
         return False
     if any(fnmatchcase(file.path, pattern) for pattern in _LICENCES):
         return True

@@ -14,19 +14,17 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 from tensorport_hub.core.digest import SourceFile
+from tensorport_hub.core.manifest import listed_files
 from tensorport_hub.errors import DestinationError, SourceError, UseError
 from tensorport_hub.ports import Published, Receipt
 
-_OPEN_FILES = 64
-
 
 class LocalSource:
-    """A folder, listed once when it is opened; a file that changes afterwards is an error where it is seen."""
+    """A folder, listed once when it is opened; a file that changes afterwards is an error when it is read."""
 
     repo = None
     commit = ""
@@ -36,55 +34,41 @@ class LocalSource:
             raise SourceError(f"source `{root}` is no folder")
         self._root = root
         self._stats: dict[str, tuple[int, int]] = {}
-        self._handles: dict[str, int] = {}
-        self._lock = threading.Lock()
         for folder, folders, names in os.walk(root):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for name in sorted(names):
                 path = Path(folder, name)
                 if path.is_file():
                     stat = path.stat()
-                    key = path.relative_to(root).as_posix()
-                    self._stats[key] = (stat.st_size, stat.st_mtime_ns)
+                    self._stats[path.relative_to(root).as_posix()] = (stat.st_size, stat.st_mtime_ns)
         self.files: Sequence[SourceFile] = [
             SourceFile(path, size) for path, (size, _) in sorted(self._stats.items())
         ]
 
     def read_into(self, path: str, start: int, buffer: memoryview) -> None:
+        if path not in self._stats:
+            raise SourceError(f"`{path}` is not in the source folder")
         try:
-            handle = self._handle(path)
-            done = 0
-            while done < len(buffer):
-                got = os.preadv(handle, [buffer[done:]], start + done)
-                if got == 0:
-                    raise SourceError(
-                        f"`{path}` is shorter than when it was listed: expected {start + len(buffer)} bytes,"
-                        f" got {start + done}"
-                    )
-                done += got
+            with open(self._root / path, "rb", buffering=0) as file:
+                stat = os.fstat(file.fileno())
+                if (stat.st_size, stat.st_mtime_ns) != self._stats[path]:
+                    raise SourceError(f"`{path}` changed since the run began")
+                self._fill(file.fileno(), path, start, buffer)
         except OSError as error:
             raise SourceError(f"`{path}` can't be read: {error.strerror}") from None
 
-    def _handle(self, path: str) -> int:
-        with self._lock:
-            if path not in self._handles:
-                if path not in self._stats:
-                    raise SourceError(f"`{path}` is not in the source folder")
-                if len(self._handles) >= _OPEN_FILES:
-                    raise SourceError(f"more than {_OPEN_FILES} files open at once")
-                handle = os.open(self._root / path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-                stat = os.fstat(handle)
-                if (stat.st_size, stat.st_mtime_ns) != self._stats[path]:
-                    os.close(handle)
-                    raise SourceError(f"`{path}` changed since the run began")
-                self._handles[path] = handle
-            return self._handles[path]
+    def _fill(self, handle: int, path: str, start: int, buffer: memoryview) -> None:
+        done = 0
+        while done < len(buffer):
+            got = os.preadv(handle, [buffer[done:]], start + done)
+            if got == 0:
+                raise SourceError(
+                    f"range {start}:{start + len(buffer)} of `{path}` lies past its end at {start + done}"
+                )
+            done += got
 
     def close(self) -> None:
-        with self._lock:
-            for handle in self._handles.values():
-                os.close(handle)
-            self._handles.clear()
+        """Nothing is held between reads."""
 
 
 class LocalSink:
@@ -94,7 +78,7 @@ class LocalSink:
         """Stage for `target`; `key` makes the staging folder's name."""
         self._target = target
         self._staging = target.parent / f".{target.name}.tensorport-{key}"
-        _refuse_foreign(target)
+        check_folder(target)
         try:
             shutil.rmtree(self._staging, ignore_errors=True)
             self._staging.mkdir(parents=True)
@@ -122,7 +106,7 @@ class LocalSink:
         except OSError as error:
             raise DestinationError(
                 f"`{target}` can't take the finished mirror: {error.strerror}",
-                hint=f"it is complete in `{self._staging}`; move it by hand, or choose a folder that can be renamed",
+                hint="choose a folder whose parent can be written, and which is no mount point",
             ) from None
         return Published(str(target), None, None, changed=True)
 
@@ -178,15 +162,27 @@ def _refused(path: str, error: OSError) -> DestinationError:
     return DestinationError(f"`{path}` can't be written: {error.strerror}")
 
 
-def _refuse_foreign(target: Path) -> None:
-    """A folder that holds something, but no mirror, is not ours to replace."""
-    if not target.exists() or (target / "manifest.json").is_file():
+def check_folder(target: Path) -> None:
+    """Only an empty folder, or a mirror of ours with nothing else in it, may be replaced."""
+    if not target.exists():
         return
     if not target.is_dir():
         raise DestinationError(f"destination `{target}` exists and is no folder")
-    if any(target.iterdir()):
+    found = {path.relative_to(target).as_posix() for path in target.rglob("*") if not path.is_dir()}
+    if not found:
+        return
+    manifest = target / "manifest.json"
+    listed = listed_files(manifest.read_bytes()) if manifest.is_file() else None
+    if listed is None:
         raise DestinationError(
             f"destination `{target}` is not empty and holds no mirror of ours", hint="choose an empty folder"
+        )
+    strangers = sorted(found - listed - {"manifest.json"})
+    if strangers:
+        raise DestinationError(
+            f"destination `{target}` holds {len(strangers)} files that its manifest does not list,"
+            f" the first is `{strangers[0]}`",
+            hint="they would be lost: move them away first",
         )
 
 

@@ -203,7 +203,7 @@ def _check_losses(run: PartRun, options: Options) -> None:
     if losses.overflow and options.on_overflow == "error":
         raise LimitError(
             f"{losses.overflow} finite values of {where} are too large for {recipe.dtype}",
-            hint="`--on-overflow inf` or `saturate` accepts them; `--precision` bfloat16 and float32 hold more",
+            hint="`--on-overflow inf` or `saturate` accepts them; bfloat16 and float32 hold more",
         )
     if losses.underflow and options.on_underflow == "error":
         raise LimitError(

@@ -1,0 +1,173 @@
+"""The model card (README.md) of a mirror: front matter that the Hub understands, and what a reader needs.
+
+Front matter is written by PyYAML, never by hand. `base_model_relation: quantized` is always there: where it
+is absent, the Hub's page says "Finetuned". What the card says follows from plan and source alone: no clock,
+no user, no destination, so that equal runs give equal cards.
+
+Source: the Hub's documentation of model cards ("Specifying a base model", "Specifying a library").
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from tensorport_hub.core.decode.cast import Losses
+from tensorport_hub.core.plan import Options, Plan
+from tensorport_hub.core.size import format_size
+
+PATH = "README.md"
+_CARRIED = ("license", "license_name", "license_link", "pipeline_tag", "language")
+_TAGS = ["numpy", "jax", "tensorport-hub"]
+_HOME = "tensorport-hub"
+
+
+def read_front_matter(readme: str) -> dict[str, Any]:
+    """The metadata of a source card; empty where there is none, or none that is valid."""
+    lines = readme.lstrip("\ufeff").splitlines()
+    if not lines or lines[0].strip() != "---" or "---" not in [line.strip() for line in lines[1:]]:
+        return {}
+    stop = [line.strip() for line in lines[1:]].index("---") + 1
+    try:
+        value = yaml.safe_load("\n".join(lines[1:stop]))
+    except (yaml.YAMLError, RecursionError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def build(plan: Plan, *, source_card: Mapping[str, Any], losses: Mapping[int, Losses]) -> bytes:
+    """The card's bytes."""
+    front = yaml.safe_dump(_front_matter(plan, source_card), sort_keys=False, allow_unicode=True)
+    body = "\n".join(
+        section
+        for section in (_title(plan), _content(plan), _losses(plan, losses), _use(plan), _proof(plan))
+        if section
+    )
+    return f"---\n{front}---\n\n{body}".encode()
+
+
+def _front_matter(plan: Plan, source_card: Mapping[str, Any]) -> dict[str, Any]:
+    front: dict[str, Any] = {key: source_card[key] for key in _CARRIED if _is_plain(source_card.get(key))}
+    if plan.repo is not None:
+        front["base_model"] = plan.repo
+        front["base_model_relation"] = "quantized"
+    front["library_name"] = "tensorport-hub"
+    tags = source_card.get("tags")
+    kept = [tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else []
+    front["tags"] = list(dict.fromkeys([*_TAGS, *kept]))
+    return front
+
+
+def _is_plain(value: object) -> bool:
+    """A text, or a list of texts: nothing that a hostile card could smuggle in."""
+    if isinstance(value, list):
+        return bool(value) and all(isinstance(item, str) for item in value)
+    return isinstance(value, str) and bool(value)
+
+
+def _title(plan: Plan) -> str:
+    name = plan.repo or "A local checkpoint"
+    link = f"[{plan.repo}](https://huggingface.co/{plan.repo})" if plan.repo else "a local checkpoint"
+    return (
+        f"# {name.rpartition('/')[2]} as plain arrays\n\n"
+        f"The weights of {link} as `.npy` files: no torch, no GPU and no decoder needed to read them.\n"
+        f"Made from commit `{plan.commit}` by {_HOME} {plan.version}.\n"
+    )
+
+
+def _content(plan: Plan) -> str:
+    counts: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+    sizes: Counter[int] = Counter()
+    for part in plan.parts:
+        sizes[part.recipe] += part.size
+    for i, recipe in enumerate(plan.recipes):
+        stored = recipe.decoder.inputs[0].dtype.name
+        scheme = "as stored" if recipe.decoder.scheme == "plain" else f"{recipe.decoder.scheme} decoded"
+        if recipe.casts:
+            scheme += ", rounded once"
+        row = counts[f"{stored} → {recipe.dtype.name}" if recipe.dtype.name != stored else stored, scheme]
+        row.update(tensors=1, parameters=recipe.decoder.parameters, nbytes=sizes[i])
+    rows = [
+        f"| {dtype} | {scheme} | {row['tensors']:,} | {row['parameters']:,} | {format_size(row['nbytes'])} |"
+        for (dtype, scheme), row in sorted(counts.items())
+    ]
+    return (
+        "## What is in it\n\n"
+        "| dtype | decoding | tensors | parameters | size |\n|---|---|--:|--:|--:|\n"
+        + "\n".join(rows)
+        + f"\n| **all** | | {len(plan.recipes):,} | {plan.parameters:,} | {format_size(plan.bytes_out)} |\n\n"
+        f"{len(plan.parts):,} files in {plan.shards:,} shards; `manifest.json` names every tensor's file.\n"
+    )
+
+
+def _losses(plan: Plan, losses: Mapping[int, Losses]) -> str:
+    if not losses:
+        return ""
+    rows = [
+        f"| `{plan.recipes[i].name.replace('|', '%7C')}` | {lost.overflow:,} | {lost.underflow:,} |"
+        for i, lost in sorted(losses.items())
+    ]
+    more = (
+        f"\n\n... and {len(rows) - 50:,} more tensors: see `losses` in `manifest.json`."
+        if len(rows) > 50
+        else ""
+    )
+    return (
+        f"## What rounding cost\n\nFinite values too large for the dtype (`{plan.options.on_overflow}`), and"
+        " non-zero values that became 0:\n\n| tensor | overflow | underflow |\n|---|--:|--:|\n"
+        + "\n".join(rows[:50])
+        + more
+        + "\n"
+    )
+
+
+def _use(plan: Plan) -> str:
+    if not plan.parts:
+        return ""
+    return (
+        "## Load it\n\n"
+        "```python\n"
+        "import json, pathlib\n"
+        "import jax.numpy as jnp\n"
+        "from huggingface_hub import snapshot_download\n\n"
+        'folder = pathlib.Path(snapshot_download("OWNER/NAME"))  # this repository\'s id\n'
+        f'array = jnp.load(folder / "{plan.parts[0].path}")\n\n'
+        'tensors = json.loads((folder / "manifest.json").read_text())["tensors"]\n'
+        "params = {\n"
+        '    name: jnp.concatenate([jnp.load(folder / s["file"]) for s in t["stored"]])\n'
+        '    if len(t["stored"]) > 1 else jnp.load(folder / t["stored"][0]["file"])\n'
+        "    for name, t in tensors.items()\n"
+        "}\n"
+        "```\n\n"
+        '`numpy.load(file, mmap_mode="r")` opens every file too. bfloat16 is stored as numpy stores it, as'
+        " two raw bytes (`V2`): `array.view(ml_dtypes.bfloat16)` restores it, `jnp.load` does so by itself.\n"
+    )
+
+
+def _proof(plan: Plan) -> str:
+    command = reproduce(plan)
+    made = f"```sh\n{command}\n```\n\nmakes the same bytes again. " if command else ""
+    return (
+        f"## Prove it\n\n{made}`manifest.json` lists the size and sha256 of every file, and for every tensor"
+        " the byte range of the source it came from.\n"
+    )
+
+
+def reproduce(plan: Plan) -> str | None:
+    """The command that makes this mirror again; None for a local source."""
+    if plan.repo is None:
+        return None
+    defaults, options = Options(), plan.options
+    words = ["tensorport-hub", "mirror", f"{plan.repo}@{plan.commit}"]
+    for key in ("subfolder", "precision", "on_overflow", "on_underflow", "shard_size", "verify_source"):
+        value = getattr(options, key)
+        if value != getattr(defaults, key):
+            words += [f"--{key.replace('_', '-')}", str(value)]
+    for key in ("allow_patterns", "include", "exclude"):
+        for pattern in getattr(options, key):
+            words += [f"--{key.replace('_', '-')}", pattern]
+    return shlex.join(words)

@@ -1,0 +1,167 @@
+"""manifest.json: what was made, from which bytes, by which decoding; the authority over every name.
+
+`tensorport.manifest/1`; its JSON Schema is `tensorport_hub/manifest.schema.json`. Compact JSON with a fixed
+key order. From it alone, together with the source commit, every output byte can be made again: each tensor
+names the stored byte ranges (`from`, files by number), the decoder, and the files its rows went to. Nothing
+in it depends on the clock, the machine, the destination, or how the run went.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tensorport_hub.core.decode.cast import Losses
+from tensorport_hub.core.digest import blob_oid, pointer_oid
+from tensorport_hub.core.plan import Part, Plan, dumps
+from tensorport_hub.core.recipe import Recipe
+from tensorport_hub.errors import VerificationError
+
+SCHEMA = "tensorport.manifest/1"
+PATH = "manifest.json"
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A file of the mirror. `git_oid` is the blob that git stores: of the content, or of the LFS pointer."""
+
+    path: str
+    size: int
+    sha256: str
+    git_oid: str
+
+
+def weight_entry(path: str, size: int, sha256: str) -> FileEntry:
+    """Weights are always LFS files."""
+    return FileEntry(path, size, sha256, pointer_oid(sha256, size))
+
+
+def small_entry(path: str, content: bytes, sha256: str) -> FileEntry:
+    """A file that travels with the commit, entered as a regular one."""
+    return FileEntry(path, len(content), sha256, blob_oid(content))
+
+
+def build(
+    plan: Plan,
+    *,
+    weights: Sequence[FileEntry],
+    small: Sequence[FileEntry],
+    digests: Mapping[str, str | None],
+    losses: Mapping[int, Losses],
+    original_config: str | None,
+) -> bytes:
+    """The manifest's bytes.
+
+    Args:
+        plan: what was made.
+        weights: one entry a part, in plan order.
+        small: all other files but the manifest itself.
+        digests: source file -> its sha256 where it was read whole, else None.
+        losses: recipe number -> what rounding cost.
+        original_config: text of the source's `config.json` where the mirror's differs.
+    """
+    numbers = {file.path: i for i, file in enumerate(plan.files)}
+    parts: dict[int, list[tuple[Part, FileEntry]]] = {}
+    for part, entry in zip(plan.parts, weights, strict=True):
+        parts.setdefault(part.recipe, []).append((part, entry))
+    manifest: dict[str, Any] = {
+        "schema": SCHEMA,
+        "generator": {"name": "tensorport-hub", "version": plan.version},
+        "source": {
+            "repo": plan.repo,
+            "revision": plan.commit,
+            "files": [_source_file(f.path, f.size, f.sha256, digests.get(f.path)) for f in plan.files],
+        },
+        "format": "numpy-direct",
+        "options": asdict(plan.options),
+        "totals": {
+            "tensors": len(plan.recipes),
+            "parameters": plan.parameters,
+            "bytes": plan.bytes_out,
+            "shards": plan.shards,
+        },
+        "tensors": {
+            recipe.name: _tensor(recipe, parts[i], numbers, losses.get(i))
+            for i, recipe in enumerate(plan.recipes)
+        },
+        "files": [asdict(entry) for entry in sorted([*weights, *small], key=lambda e: e.path)],
+        "skipped": dict(plan.skipped),
+    }
+    if original_config is not None:
+        manifest["original_config"] = original_config
+    return dumps(manifest) + b"\n"
+
+
+def _source_file(path: str, size: int, stated: str | None, read: str | None) -> dict[str, Any]:
+    verified = "whole" if read else "ranges" if stated else "no"
+    return {"path": path, "size": size, "sha256": stated or read, "verified": verified}
+
+
+def _tensor(
+    recipe: Recipe, parts: Sequence[tuple[Part, FileEntry]], numbers: Mapping[str, int], lost: Losses | None
+) -> dict[str, Any]:
+    decoder: dict[str, Any] = {"scheme": recipe.decoder.scheme, **recipe.decoder.params}
+    if recipe.casts:
+        decoder["dtype"] = recipe.decoder.dtype.name
+    entry: dict[str, Any] = {
+        "dtype": recipe.dtype.name,
+        "shape": [*recipe.shape],
+        "stored": [
+            {"file": file.path, "sha256": file.sha256, "size": file.size, "rows": [*part.rows]}
+            for part, file in parts
+        ],
+        "from": [
+            {
+                "tensor": t.name,
+                "file": numbers[t.file],
+                "start": t.start,
+                "stop": t.stop,
+                "dtype": t.dtype.name,
+                "shape": [*t.shape],
+            }
+            for t in recipe.decoder.inputs
+        ],
+        "decoder": decoder,
+    }
+    if lost is not None:
+        entry["losses"] = {"overflow": lost.overflow, "underflow": lost.underflow}
+    return entry
+
+
+def parse(data: bytes) -> dict[str, Any]:
+    """A manifest read back.
+
+    Raises:
+        VerificationError: it is no manifest, or one of a version that this tool does not know.
+    """
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise VerificationError(f"`{PATH}` is no JSON: {error}") from None
+    found = value.get("schema") if isinstance(value, dict) else None
+    if found != SCHEMA:
+        raise VerificationError(
+            f"`{PATH}` is of a version that this tool does not know: expected `{SCHEMA}`, got `{found}`",
+            hint="a newer tensorport-hub may read it",
+        )
+    assert isinstance(value, dict)
+    return value
+
+
+def is_mirror(data: bytes) -> bool:
+    """Whether a `manifest.json` is one of ours, of any version."""
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and str(value.get("schema", "")).startswith("tensorport.manifest/")
+
+
+def listed_files(data: bytes) -> frozenset[str] | None:
+    """The paths that a manifest of ours lists; None where it is not one of ours."""
+    if not is_mirror(data):
+        return None
+    files = json.loads(data).get("files", [])
+    return frozenset(str(f["path"]) for f in files if isinstance(f, dict) and "path" in f)

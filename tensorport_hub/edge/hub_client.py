@@ -1,0 +1,266 @@
+"""The Hub's own client, adapted: the only module that knows what is private in huggingface_hub.
+
+It turns the client's exceptions into ours, finds endpoint and token as every Hub tool does (but at the time
+of the call, not of the import), and makes commits from content that is already uploaded. Nothing here
+retries by itself; see `retry`.
+
+Facts are those of huggingface_hub 2.x: an LFS entry of a commit is path, sha256 and size, and
+`CommitOperationAdd` skips its upload once `_is_uploaded` is set.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import httpx2
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
+from huggingface_hub._commit_api import _fetch_upload_modes
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.lfs import UploadInfo, post_lfs_batch_info
+from huggingface_hub.utils._headers import build_hf_headers
+from huggingface_hub.utils._http import fix_hf_endpoint_in_url, get_session, hf_raise_for_status
+
+from tensorport_hub import __version__
+from tensorport_hub.core.digest import SourceFile
+from tensorport_hub.edge.http import Refusal, failure
+from tensorport_hub.errors import DestinationError, TensorportError, UseError
+from tensorport_hub.ports import Receipt
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class RepoState:
+    """A repository at a commit, as the Hub's API describes it."""
+
+    repo_id: str
+    commit: str
+    private: bool
+    gated: bool
+    files: tuple[SourceFile, ...]
+
+
+@dataclass(frozen=True)
+class LfsUpload:
+    """How an LFS server wants one object: a single PUT, or parts of `part_size` bytes."""
+
+    href: str
+    headers: dict[str, str]
+    part_size: int | None
+    part_urls: tuple[str, ...]
+    verify: str | None
+
+
+class HubClient:
+    """The Hub's API for one endpoint and one token."""
+
+    def __init__(self, *, endpoint: str | None = None, token: str | None = None) -> None:
+        self.endpoint = (endpoint or os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+        self.token = token or get_token()
+        self._api = HfApi(
+            endpoint=self.endpoint,
+            token=self.token or False,
+            library_name="tensorport-hub",
+            library_version=__version__,
+        )
+
+    def headers(self) -> dict[str, str]:
+        """User agent and authorization: for requests to the endpoint alone."""
+        headers: dict[str, str] = build_hf_headers(
+            token=self.token or False, library_name="tensorport-hub", library_version=__version__
+        )
+        return headers
+
+    def whoami(self) -> str:
+        """The account that the token belongs to."""
+        if self.token is None:
+            raise DestinationError(
+                "writing to the Hub needs a token", hint="log in with `hf auth login`, or set `HF_TOKEN`"
+            )
+        return str(self._call(lambda: self._api.whoami(), "the account", DestinationError)["name"])
+
+    def repo_state(self, repo_id: str, revision: str | None, refusal: Refusal) -> RepoState:
+        """One request: the commit that `revision` names now, and all files with sizes and digests."""
+        at = f" at `{revision}`" if revision else ""
+        info = self._call(
+            lambda: self._api.model_info(repo_id, revision=revision, files_metadata=True),
+            f"repository `{repo_id}`{at}",
+            refusal,
+        )
+        files = tuple(
+            SourceFile(
+                s.rfilename,
+                s.size if s.size is not None else 0,
+                s.lfs.sha256 if s.lfs else None,
+                None if s.lfs else s.blob_id,
+            )
+            for s in sorted(info.siblings or [], key=lambda s: s.rfilename)
+        )
+        if not info.sha:
+            raise refusal(f"repository `{repo_id}`{at} has no commit")
+        return RepoState(repo_id, info.sha, bool(info.private), bool(info.gated), files)
+
+    def find_repo(self, repo_id: str) -> RepoState | None:
+        """The repository's state on `main`, or None where there is none that this token may see."""
+        try:
+            return self.repo_state(repo_id, None, DestinationError)
+        except _Absent:
+            return None
+
+    def read_file(self, repo_id: str, path: str, commit: str) -> bytes:
+        """A whole small file, held in memory."""
+        url = f"{self.endpoint}/{repo_id}/resolve/{commit}/{quote(path)}"
+
+        def get() -> bytes:
+            response = get_session().get(url, headers=self.headers(), follow_redirects=True)
+            hf_raise_for_status(response)
+            return bytes(response.content)
+
+        return self._call(get, f"`{path}` of `{repo_id}`", DestinationError)
+
+    def create_repo(self, repo_id: str, *, private: bool) -> None:
+        self._call(
+            lambda: self._api.create_repo(repo_id, private=private, exist_ok=True),
+            f"repository `{repo_id}`",
+            DestinationError,
+        )
+
+    def lfs_batch(self, repo_id: str, receipt: Receipt) -> LfsUpload | None:
+        """How to upload an object; None where the Hub has it already."""
+        info = UploadInfo(size=receipt.size, sample=b"", sha256=bytes.fromhex(receipt.sha256))
+        objects, errors, _ = self._call(
+            lambda: post_lfs_batch_info(
+                [info], None, "model", repo_id, endpoint=self.endpoint, headers=self.headers()
+            ),
+            f"upload of `{receipt.path}`",
+            DestinationError,
+        )
+        if errors:
+            fault = errors[0]["error"]
+            raise DestinationError(f"`{receipt.path}` is refused by the LFS server: {fault.get('message')}")
+        actions = objects[0].get("actions") if objects else None
+        if not actions or "upload" not in actions:
+            return None
+        upload, verify = actions["upload"], actions.get("verify")
+        headers = {str(k): str(v) for k, v in (upload.get("header") or {}).items()}
+        part_size = headers.pop("chunk_size", None)
+        urls = [headers.pop(key) for key in sorted((k for k in headers if k.isdigit()), key=int)]
+        return LfsUpload(
+            upload["href"],
+            headers,
+            int(part_size) if part_size else None,
+            tuple(urls),
+            verify["href"] if verify else None,
+        )
+
+    def lfs_paths(self, repo_id: str, files: Sequence[tuple[str, bytes]]) -> frozenset[str]:
+        """Which of these files the Hub stores as LFS: by its attributes, or as large or binary."""
+        operations = [CommitOperationAdd(path, content) for path, content in files]
+        self._call(
+            lambda: _fetch_upload_modes(
+                additions=operations,
+                repo_type="model",
+                repo_id=repo_id,
+                headers=self.headers(),
+                revision="main",
+                endpoint=self.endpoint,
+            ),
+            f"the upload to `{repo_id}`",
+            DestinationError,
+        )
+        return frozenset(op.path_in_repo for op in operations if op._upload_mode == "lfs")
+
+    def commit(
+        self,
+        repo_id: str,
+        *,
+        uploaded: Sequence[Receipt],
+        small: Sequence[tuple[str, bytes]],
+        deleted: Sequence[str],
+        parent: str | None,
+        message: str,
+    ) -> tuple[str, str]:
+        """One commit through the client's own call; (commit id, its page).
+
+        Args:
+            uploaded: content that the Hub's storage holds already.
+            small: files that travel with the commit.
+            deleted: paths to remove.
+            parent: the commit that `main` must still be at.
+        """
+        operations: list[Any] = [_uploaded(receipt) for receipt in uploaded]
+        operations += [CommitOperationAdd(path, content) for path, content in small]
+        operations += [CommitOperationDelete(path) for path in deleted]
+        info = self._call(
+            lambda: self._api.create_commit(
+                repo_id, operations, commit_message=message, parent_commit=parent, revision="main"
+            ),
+            f"the commit to `{repo_id}`",
+            DestinationError,
+        )
+        return str(info.oid), str(info.commit_url)
+
+    def hub_url(self, url: str) -> str:
+        """A URL that the Hub gave, on the endpoint that the user named."""
+        return str(fix_hf_endpoint_in_url(url, self.endpoint))
+
+    def xet_write_token_url(self, repo_id: str) -> str:
+        return f"{self.endpoint}/api/models/{repo_id}/xet-write-token/main"
+
+    def _call(self, call: Callable[[], T], what: str, refusal: Refusal) -> T:
+        with _translated(what, refusal):
+            return call()
+
+
+class _Absent(DestinationError):
+    """A destination repository that is not there."""
+
+
+@contextmanager
+def _translated(what: str, refusal: Refusal) -> Iterator[None]:
+    """The client's exceptions as ours."""
+    try:
+        yield
+    except TensorportError:
+        raise
+    except HFValidationError as error:
+        raise UseError(f"{what} has an invalid name: {error}") from None
+    except HfHubHTTPError as error:
+        raise _refused(error, what, refusal) from None
+    except (httpx2.HTTPError, ConnectionError, TimeoutError) as error:
+        raise refusal(f"{what} can't be reached: {type(error).__name__}: {error}", transient=True) from None
+    except (ValueError, KeyError) as error:
+        raise refusal(f"{what} was answered in a way that makes no sense: {error}") from None
+
+
+def _refused(error: HfHubHTTPError, what: str, refusal: Refusal) -> TensorportError:
+    response = error.response
+    made = failure(response.status_code, response.headers, what, refusal)
+    if isinstance(error, RevisionNotFoundError):
+        made.hint = "the revision must be a branch, a tag or a commit of the repository"
+    elif isinstance(error, RepositoryNotFoundError) and not isinstance(error, GatedRepoError):
+        made.hint = "check the name; a private repository needs a token that may read it"
+        if refusal is DestinationError:
+            return _Absent(made.message, hint=made.hint)
+    return made
+
+
+def _uploaded(receipt: Receipt) -> CommitOperationAdd:
+    """A commit entry for content that is already in the Hub's storage."""
+    operation = CommitOperationAdd(receipt.path, b"")
+    operation.upload_info = UploadInfo(size=receipt.size, sample=b"", sha256=bytes.fromhex(receipt.sha256))
+    operation._upload_mode = "lfs"
+    operation._should_ignore = False
+    operation._is_uploaded = True
+    return operation

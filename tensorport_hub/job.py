@@ -1,0 +1,468 @@
+"""The wiring: locations become a source, a plan and a sink; an outcome becomes card, manifest and commit.
+
+`Reading` is everything up to the plan; `Job` adds the destination. This is the only module that knows both
+the edges and the engine.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tensorport_hub.core import card, manifest, model_config
+from tensorport_hub.core.location import (
+    FolderLocation,
+    HubLocation,
+    Location,
+    parse_destination,
+    parse_source,
+)
+from tensorport_hub.core.plan import Options, Plan, lay_out
+from tensorport_hub.core.recipe import recipes
+from tensorport_hub.core.schedule import Schedule
+from tensorport_hub.core.selection import QUANTIZATION_CONFIGS
+from tensorport_hub.core.size import parse_size
+from tensorport_hub.edge.hub_client import HubClient, RepoState
+from tensorport_hub.edge.hub_sink import check_destination, open_hub_sink
+from tensorport_hub.edge.hub_source import HubSource
+from tensorport_hub.edge.hub_xet import STREAM_NBYTES
+from tensorport_hub.edge.local import LocalSink, LocalSource, check_folder, parse_folder
+from tensorport_hub.edge.retry import retried
+from tensorport_hub.engine import Outcome
+from tensorport_hub.engine.budget import Allotment, allot
+from tensorport_hub.errors import DestinationError, LimitError, SourceError, UseError
+from tensorport_hub.ports import (
+    BytesRead,
+    BytesWritten,
+    Event,
+    FileVerified,
+    PartRetried,
+    Published,
+    Sink,
+    Source,
+    Warned,
+)
+from tensorport_hub.results import Inspection, MirrorResult, PlanResult, Stats, TensorInfo
+from tensorport_hub.survey import Survey, read_small, survey
+
+COMMIT_FILES = 1000
+"""Files that one commit to the Hub may hold."""
+
+_XET_STREAMS = 4
+_READ_SECONDS = 30.0
+
+
+class Watch:
+    """Counts what a run reports, and passes it on."""
+
+    def __init__(self, on_event: Callable[[Event], object] | None) -> None:
+        self._on_event = on_event
+        self._lock = threading.Lock()
+        self.bytes_read = self.bytes_written = self.retries = self.verified = 0
+        self.warnings: list[str] = []
+
+    def __call__(self, event: Event) -> None:
+        with self._lock:
+            match event:
+                case BytesRead(nbytes=nbytes):
+                    self.bytes_read += nbytes
+                case BytesWritten(nbytes=nbytes):
+                    self.bytes_written += nbytes
+                case PartRetried():
+                    self.retries += 1
+                case FileVerified():
+                    self.verified += 1
+                case Warned(message=message):
+                    self.warnings.append(message)
+        if self._on_event is not None:
+            self._on_event(event)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a run may use."""
+
+    workers: int
+    max_memory: int
+    max_disk: int
+    transfer: str
+
+    @classmethod
+    def of(
+        cls,
+        workers: int | None,
+        max_memory: str | int,
+        max_disk: str | int | None,
+        transfer: str,
+        shard_size: int,
+    ) -> Limits:
+        if transfer not in ("auto", "xet", "lfs"):
+            raise UseError(f"`{transfer}` is no transfer: expected one of `auto`, `xet`, `lfs`")
+        if workers is not None and workers < 1:
+            raise UseError(f"workers must be at least 1, got {workers}")
+        return cls(
+            workers or _processors(),
+            parse_size(max_memory),
+            2 * shard_size if max_disk is None else parse_size(max_disk),
+            transfer,
+        )
+
+
+def _processors() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+class Reading:
+    """A source and the plan that its headers make."""
+
+    def __init__(
+        self, source: str, revision: str | None, token: str | None, options: Options, watch: Watch
+    ) -> None:
+        self.options, self.watch, self.token = options, watch, token
+        self.location = _source_location(source, revision)
+        subfolder = options.subfolder or getattr(self.location, "subfolder", None)
+        self.options = Options(**{**vars(options), "subfolder": subfolder})
+        self.source = self._open()
+        try:
+            self.survey = survey(
+                self.source,
+                subfolder=subfolder,
+                allow_patterns=options.allow_patterns,
+                include=options.include,
+                exclude=options.exclude,
+                report=watch,
+            )
+            self._refuse_mirrors()
+            self.plan = self._plan(self.survey)
+        except BaseException:
+            self.source.close()
+            raise
+
+    @property
+    def name(self) -> str:
+        """The source for people."""
+        if isinstance(self.location, HubLocation):
+            return self.location.repo_id
+        return self.location.path
+
+    @cached_property
+    def client(self) -> HubClient:
+        return HubClient(token=self.token)
+
+    def _open(self) -> Source:
+        if isinstance(self.location, FolderLocation):
+            return LocalSource(parse_folder(self.location.path))
+        location = self.location
+        state = retried(
+            lambda: self.client.repo_state(location.repo_id, location.revision, SourceError), self.watch
+        )
+        return HubSource(self.client, state, read_seconds=_READ_SECONDS, report=self.watch)
+
+    def _refuse_mirrors(self) -> None:
+        """A mirror of ours has no safetensors, so it fails earlier; other formats of ours do not."""
+        paths = {file.path: file for file in self.source.files}
+        if manifest.PATH in paths and manifest.is_mirror(read_small(self.source, paths[manifest.PATH])):
+            raise UseError(
+                f"`{self.name}` is such a mirror already", hint="mirror the model it was made from"
+            )
+
+    def _plan(self, seen: Survey) -> Plan:
+        made = recipes(
+            seen.tensors,
+            precision=self.options.precision,
+            quantization_stated=model_config.states_quantization(seen.config),
+        )
+        parts = lay_out(made, shard_size=self.options.shard_size)
+        return Plan(
+            seen.repo, seen.revision, seen.files, tuple(made), parts, self.options, dict(seen.skipped)
+        )
+
+    def inspection(self) -> Inspection:
+        sizes = Counter[int]()
+        for part in self.plan.parts:
+            sizes[part.recipe] += part.size
+        tensors = tuple(
+            TensorInfo(
+                recipe.name,
+                recipe.decoder.scheme,
+                recipe.decoder.inputs[0].dtype.name,
+                recipe.dtype.name,
+                recipe.shape,
+                recipe.decoder.parameters,
+                sum(tensor.nbytes for tensor in recipe.decoder.inputs),
+                sizes[i],
+            )
+            for i, recipe in enumerate(self.plan.recipes)
+        )
+        return Inspection(
+            self.name,
+            self.plan.commit,
+            len(self.plan.files),
+            sum(file.size for file in self.plan.files),
+            self.plan.parameters,
+            Counter(tensor.scheme for tensor in tensors),
+            tensors,
+            self.plan.skipped,
+            tuple(self.watch.warnings),
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.source.close()
+
+
+class Job(Reading):
+    """A reading, and where its result goes."""
+
+    def __init__(
+        self,
+        source: str,
+        destination: str | None,
+        revision: str | None,
+        token: str | None,
+        options: Options,
+        limits: Limits,
+        watch: Watch,
+    ) -> None:
+        self.limits = limits
+        given = parse_destination(destination) if destination is not None else None
+        _refuse_same(_source_location(source, revision), given)
+        super().__init__(source, revision, token, options, watch)
+        try:
+            self.destination = given or self._default_destination()
+            self._there: RepoState | None = None
+            if isinstance(self.destination, HubLocation):
+                self._there = check_destination(self.client, self.destination.repo_id, watch)
+            else:
+                check_folder(parse_folder(self.destination.path))
+        except BaseException:
+            self.source.close()
+            raise
+
+    def _default_destination(self) -> Location:
+        me = retried(self.client.whoami, self.watch)
+        return HubLocation(f"{me}/{self.name.rstrip('/').rpartition('/')[2]}-npy")
+
+    @property
+    def destination_name(self) -> str:
+        if isinstance(self.destination, HubLocation):
+            return self.destination.repo_id
+        return str(parse_folder(self.destination.path))
+
+    def check_rights(self, private: bool | None, i_have_rights: bool) -> bool | None:
+        """The visibility of the result; None for a folder.
+
+        Raises:
+            DestinationError: something closed would be published openly.
+        """
+        if not isinstance(self.destination, HubLocation):
+            return None
+        closed = isinstance(self.source, HubSource) and (self.source.private or self.source.gated)
+        wanted = closed if private is None else private
+        open_ = not (self._there.private if self._there is not None else wanted)
+        if closed and open_ and not i_have_rights:
+            raise DestinationError(
+                f"`{self.name}` is gated or private, `{self.destination_name}` would be open",
+                hint="`--private` keeps it closed; `--i-have-rights` if you may publish it",
+            )
+        self._private = wanted
+        return self._there.private if self._there is not None else wanted
+
+    def check_limits(self) -> None:
+        """Refuse what can be known to fail before anything is read."""
+        if isinstance(self.destination, HubLocation):
+            files = len(self.plan.parts) + len(self.survey.carried) + 2
+            if files > COMMIT_FILES:
+                raise LimitError(
+                    f"the mirror has {files} files, more than one commit to the Hub may hold: {COMMIT_FILES}",
+                    hint="`--include` and `--exclude` choose tensors; a local folder has no such limit",
+                )
+            largest = max((part.size for part in self.plan.parts), default=0)
+            if self.limits.transfer == "lfs" and largest > self.limits.max_disk:
+                raise LimitError(
+                    f"the largest part does not fit the staging space: expected at most"
+                    f" {self.limits.max_disk} bytes, got {largest}",
+                    hint="raise `--max-disk`, or lower `--shard-size`",
+                )
+        self.allotment(None)
+
+    def allotment(self, sink: Sink | None) -> Allotment:
+        """How the memory cap is used, for a sink that is open or (None) the one that will be."""
+        streams = isinstance(self.destination, HubLocation) and (
+            getattr(sink, "streams", self.limits.transfer != "lfs")
+        )
+        return allot(
+            self.limits.max_memory,
+            workers=min(self.limits.workers, _XET_STREAMS) if streams else self.limits.workers,
+            files=len(self.plan.files),
+            writer_nbytes=STREAM_NBYTES if streams else 2 << 20,
+            companions=_largest_companions(self.plan),
+        )
+
+    def preview(self, private: bool | None) -> PlanResult:
+        plan, allotment = self.plan, self.allotment(None)
+        again = self._again(allotment)
+        exists = self._there is not None
+        largest = max((part.size for part in plan.parts), default=0)
+        lfs = isinstance(self.destination, HubLocation) and self.limits.transfer == "lfs"
+        return PlanResult(
+            plan,
+            self.name,
+            self.destination_name,
+            exists,
+            private,
+            len(plan.files),
+            self.bytes_in(),
+            again,
+            len(plan.recipes),
+            plan.parameters,
+            len(plan.parts),
+            plan.shards,
+            plan.bytes_out,
+            self.limits.max_memory,
+            min(self.limits.max_disk, allotment.workers * largest) if lfs else 0,
+            tuple(self.watch.warnings),
+        )
+
+    def _again(self, allotment: Allotment) -> int:
+        return Schedule(self.plan, block=allotment.block, keep=allotment.keep).bytes_again()
+
+    def bytes_in(self) -> int:
+        """Source bytes that a run reads."""
+        allotment = self.allotment(None)
+        schedule = Schedule(self.plan, block=allotment.block, keep=allotment.keep)
+        return sum(schedule.walk(file).bytes_read for file in self.plan.files)
+
+    def open_sink(self, private: bool | None, message: str | None) -> Sink:
+        """The sink; a missing repository is created here."""
+        if isinstance(self.destination, FolderLocation):
+            return LocalSink(parse_folder(self.destination.path), key=self.plan.fingerprint[:12])
+        allotment = self.allotment(None)
+        return open_hub_sink(
+            self.client,
+            self.destination.repo_id,
+            private=self._private,
+            transfer=self.limits.transfer,
+            writers=allotment.workers,
+            max_disk=self.limits.max_disk,
+            message=message or f"Mirror {self.plan.repo or 'a local checkpoint'} at {self.plan.commit[:12]}",
+            read_seconds=_READ_SECONDS * 4,
+            report=self.watch,
+        )
+
+    def publish(self, sink: Sink, outcome: Outcome) -> tuple[Published, bytes]:
+        """Carried files, card and manifest, then the commit."""
+        small = [
+            manifest.small_entry(path, data, _put(sink, path, data)) for path, data in self._small(outcome)
+        ]
+        weights = [manifest.weight_entry(r.path, r.size, r.sha256) for r in outcome.receipts]
+        decoded = any(recipe.decoder.scheme != "plain" for recipe in self.plan.recipes)
+        built = manifest.build(
+            self.plan,
+            weights=weights,
+            small=small,
+            digests=outcome.digests,
+            losses=outcome.losses,
+            original_config=self.survey.config_text if decoded else None,
+        )
+        sink.put(manifest.PATH, built)
+        return sink.commit(outcome.receipts), built
+
+    def _small(self, outcome: Outcome) -> list[tuple[str, bytes]]:
+        decoded = any(recipe.decoder.scheme != "plain" for recipe in self.plan.recipes)
+        files: dict[str, bytes] = {}
+        for carried in self.survey.carried:
+            if decoded and carried.path in QUANTIZATION_CONFIGS:
+                continue
+            files[carried.path] = read_small(self.source, carried.file)
+        if decoded and model_config.PATH in files:
+            files[model_config.PATH] = model_config.without_quantization(self.survey.config)
+        files[card.PATH] = card.build(self.plan, source_card=self.survey.card, losses=outcome.losses)
+        return sorted(files.items())
+
+    def result(self, published: Published, built: bytes, outcome: Outcome, seconds: float) -> MirrorResult:
+        watch = self.watch
+        losses: Mapping[str, tuple[int, int]] = {
+            self.plan.recipes[i].name: (lost.overflow, lost.underflow) for i, lost in outcome.losses.items()
+        }
+        parsed: dict[str, Any] = manifest.parse(built)
+        return MirrorResult(
+            published.location,
+            published.commit,
+            published.url,
+            None,
+            parsed,
+            losses,
+            tuple(watch.warnings),
+            Stats(
+                len(self.plan.recipes),
+                self.plan.parameters,
+                len(self.plan.parts),
+                watch.bytes_read,
+                watch.bytes_written,
+                self.plan.bytes_out,
+                watch.retries,
+                watch.verified,
+                round(seconds, 3),
+                peak_memory(),
+            ),
+            published.changed,
+        )
+
+
+def _put(sink: Sink, path: str, content: bytes) -> str:
+    return sink.put(path, content).sha256
+
+
+def _source_location(text: str, revision: str | None) -> Location:
+    location = parse_source(text, is_folder=Path(text).expanduser().is_dir())
+    if revision is None:
+        return location
+    if isinstance(location, FolderLocation):
+        raise UseError(f"folder `{text}` has no revision `{revision}`")
+    if location.revision not in (None, revision):
+        raise UseError(f"`{text}` names revision `{location.revision}`, `--revision` names `{revision}`")
+    return HubLocation(location.repo_id, revision, location.subfolder)
+
+
+def _refuse_same(source: Location, destination: Location | None) -> None:
+    same = False
+    if isinstance(source, HubLocation) and isinstance(destination, HubLocation):
+        same = source.repo_id.lower() == destination.repo_id.lower()
+    elif isinstance(source, FolderLocation) and isinstance(destination, FolderLocation):
+        here, there = parse_folder(source.path).resolve(), parse_folder(destination.path).resolve()
+        same = here == there or here in there.parents or there in here.parents
+    if same:
+        raise UseError("destination and source are the same", hint="choose another name for the mirror")
+
+
+def _largest_companions(plan: Plan) -> int:
+    largest = 0
+    for part in plan.parts:
+        spans = plan.recipes[part.recipe].decoder.spans(*part.items)
+        largest = max(largest, sum(stop - start for start, stop in spans[1:]))
+    return largest
+
+
+def peak_memory() -> int | None:
+    """Peak resident bytes of this very process, where the system tells (`VmHWM`)."""
+    try:
+        with open("/proc/self/status", encoding="ascii") as status:
+            for line in status:
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        return None
+    return None

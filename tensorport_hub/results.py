@@ -1,0 +1,105 @@
+"""What the library's verbs return: frozen, typed, nothing to call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tensorport_hub.core.plan import Plan
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What a run cost."""
+
+    tensors: int
+    parameters: int
+    parts: int
+    bytes_read: int
+    bytes_written: int
+    bytes_published: int
+    retries: int
+    files_verified: int
+    seconds: float
+    peak_memory: int | None
+
+
+@dataclass(frozen=True)
+class MirrorResult:
+    """What a mirror run published.
+
+    Attributes:
+        destination: repository id, or the folder's absolute path.
+        commit_url: page of the commit; None for a folder.
+        pr_url: page of the pull request, where one was asked for.
+        manifest: manifest.json, parsed.
+        losses: tensor name -> (overflows, underflows), where rounding cost anything.
+        changed: False where the destination held exactly this already.
+    """
+
+    destination: str
+    commit: str | None
+    commit_url: str | None
+    pr_url: str | None
+    manifest: Mapping[str, Any] = field(repr=False)
+    losses: Mapping[str, tuple[int, int]]
+    warnings: tuple[str, ...]
+    stats: Stats
+    changed: bool
+
+
+@dataclass(frozen=True)
+class PlanResult:
+    """What a mirror run would do.
+
+    Attributes:
+        bytes_in: source bytes that will be read, those twice included.
+        bytes_again: the part of it that order forces to be read a second time.
+    """
+
+    plan: Plan = field(repr=False)
+    source: str
+    destination: str
+    exists: bool
+    private: bool | None
+    files_in: int
+    bytes_in: int
+    bytes_again: int
+    tensors: int
+    parameters: int
+    parts: int
+    shards: int
+    bytes_out: int
+    memory: int
+    disk: int
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A tensor as the mirror would hold it."""
+
+    name: str
+    scheme: str
+    stored_dtype: str
+    dtype: str
+    shape: tuple[int, ...]
+    parameters: int
+    stored_nbytes: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a source holds, from headers and facts alone."""
+
+    source: str
+    revision: str
+    files: int
+    nbytes: int
+    parameters: int
+    schemes: Mapping[str, int]
+    tensors: tuple[TensorInfo, ...]
+    skipped: Mapping[str, str]
+    warnings: tuple[str, ...]

@@ -1,0 +1,248 @@
+"""A survey of a source: which files are the model, what their headers say, and the small texts beside them.
+
+One range a file reads its header (two, where it is long). The index, if there is one, decides which file a
+tensor comes from; what it names and the file lacks is an error, what it leaves out is skipped with a warning.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from tensorport_hub.core.card import read_front_matter
+from tensorport_hub.core.digest import SourceFile, blob_oid
+from tensorport_hub.core.plan import WeightFile
+from tensorport_hub.core.recipe import logical_name
+from tensorport_hub.core.safetensors import (
+    FIRST_READ,
+    Header,
+    header_stop,
+    parse_header,
+    parse_index,
+    shorten,
+)
+from tensorport_hub.core.selection import Selection, carried_name, select
+from tensorport_hub.core.tensor import TensorSpec
+from tensorport_hub.errors import CheckpointError, UseError, VerificationError, gather
+from tensorport_hub.ports import Report, Source, Warned
+
+_READERS = 8
+_SMALL_LIMIT = 256 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Carried:
+    """A small file that travels with the weights, under its name in the mirror."""
+
+    path: str
+    file: SourceFile
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What there is to mirror.
+
+    Attributes:
+        revision: the commit, or a digest of all headers where the source has none.
+        files: weight files, by name.
+        tensors: wanted tensors, files by name, then by offset.
+        skipped: unwanted ones, with the reason.
+        config: the model's `config.json`, parsed; empty where there is none.
+        config_text: the same as text.
+        card: front matter of the source's model card.
+    """
+
+    repo: str | None
+    revision: str
+    files: tuple[WeightFile, ...]
+    tensors: tuple[TensorSpec, ...]
+    skipped: Mapping[str, str]
+    carried: tuple[Carried, ...]
+    config: Mapping[str, Any]
+    config_text: str | None
+    card: Mapping[str, Any]
+
+
+def survey(
+    source: Source,
+    *,
+    subfolder: str | None,
+    allow_patterns: Sequence[str],
+    include: Sequence[str],
+    exclude: Sequence[str],
+    report: Report,
+) -> Survey:
+    """Look at everything but the weights.
+
+    Raises:
+        CheckpointError: no model, a malformed header or index, or names that contradict each other.
+        SourceError: the source can't be read.
+        UseError: a selection or filter that matches nothing.
+    """
+    chosen = select(source.files, subfolder=subfolder, allow_patterns=allow_patterns)
+    weight_map = _weight_map(source, chosen)
+    files = _weight_files(source, chosen, weight_map)
+    headers = _headers(source, files)
+    skipped: dict[str, str] = {}
+    tensors = _tensors(headers, weight_map, chosen, skipped)
+    for name in skipped:
+        report(Warned(f"tensor `{shorten(name)}` is left out: {skipped[name]}"))
+    for path in chosen.passed_over:
+        report(Warned(f"`{path}` is left out: another file is the model; see `--allow-patterns`"))
+    wanted = _filtered(tensors, include, exclude, skipped)
+    starts = {header.file: header.data_start for header in headers}
+    weights = tuple(WeightFile(f.path, f.size, f.sha256, f.git_oid, starts[f.path]) for f in files)
+    by_path = {f.path: f for f in source.files}
+    prefix = f"{subfolder.strip('/')}/" if subfolder else ""
+    readme = by_path.get(f"{prefix}README.md") or by_path.get("README.md")
+    config = by_path.get(f"{prefix}config.json")
+    config_text = read_small(source, config).decode("utf-8", "replace") if config else None
+    return Survey(
+        source.repo,
+        source.commit or _digest(headers, weights),
+        weights,
+        wanted,
+        skipped,
+        tuple(Carried(carried_name(f.path, subfolder), f) for f in chosen.carried),
+        _config(config_text, "config.json") if config_text is not None else {},
+        config_text,
+        read_front_matter(read_small(source, readme).decode("utf-8", "replace")) if readme else {},
+    )
+
+
+def read_small(source: Source, file: SourceFile) -> bytes:
+    """A whole small file, checked against the digest that the source states.
+
+    Raises:
+        VerificationError: it is something else.
+    """
+    if file.size > _SMALL_LIMIT:
+        raise CheckpointError(f"`{file.path}` is absurdly large for its kind: {file.size} bytes")
+    content = bytearray(file.size)
+    if file.size:
+        source.read_into(file.path, 0, memoryview(content))
+    data = bytes(content)
+    got = hashlib.sha256(data).hexdigest() if file.sha256 else blob_oid(data) if file.git_oid else None
+    expected = file.sha256 or file.git_oid
+    if got != expected:
+        raise VerificationError(
+            f"`{file.path}` is not what the source states: expected digest {expected}, got {got}"
+        )
+    return data
+
+
+def _weight_map(source: Source, chosen: Selection) -> dict[str, str] | None:
+    """Tensor name -> path in the source, where there is an index."""
+    if chosen.index is None:
+        return None
+    folder = chosen.index.path.rpartition("/")[0]
+    prefix = f"{folder}/" if folder else ""
+    parsed = parse_index(read_small(source, chosen.index), file=chosen.index.path)
+    return {tensor: prefix + file for tensor, file in parsed.items()}
+
+
+def _weight_files(
+    source: Source, chosen: Selection, weight_map: Mapping[str, str] | None
+) -> list[SourceFile]:
+    if weight_map is None or chosen.index is None:
+        return sorted(chosen.weights, key=lambda f: f.path)
+    by_path = {f.path: f for f in source.files}
+    named = sorted(set(weight_map.values()))
+    missing = [
+        f"index `{chosen.index.path}` names `{path}`, which is not there"
+        for path in named
+        if path not in by_path
+    ]
+    if missing:
+        raise gather(CheckpointError, missing, hint="the source is incomplete")
+    return [by_path[path] for path in named]
+
+
+def _headers(source: Source, files: Sequence[SourceFile]) -> list[Header]:
+    with ThreadPoolExecutor(min(_READERS, max(1, len(files))), thread_name_prefix="header") as readers:
+        return list(readers.map(lambda file: read_header(source, file), files))
+
+
+def read_header(source: Source, file: SourceFile) -> Header:
+    """A file's header, by one range; by a second one where it is longer than the first."""
+    first = bytearray(min(FIRST_READ, file.size))
+    if first:
+        source.read_into(file.path, 0, memoryview(first))
+    stop = header_stop(bytes(first[:8]), file=file.path, file_size=file.size)
+    if stop > len(first):
+        rest = bytearray(stop - len(first))
+        source.read_into(file.path, len(first), memoryview(rest))
+        first += rest
+    return parse_header(bytes(first), file=file.path, file_size=file.size)
+
+
+def _tensors(
+    headers: Sequence[Header],
+    weight_map: Mapping[str, str] | None,
+    chosen: Selection,
+    skipped: dict[str, str],
+) -> list[TensorSpec]:
+    found: dict[str, TensorSpec] = {}
+    problems: list[str] = []
+    for header in headers:
+        for tensor in header.tensors:
+            if weight_map is not None and weight_map.get(tensor.name) != header.file:
+                skipped.setdefault(tensor.name, f"the index does not place it in `{header.file}`")
+            elif tensor.name in found:
+                first = found[tensor.name].file
+                problems.append(f"tensor `{shorten(tensor.name)}` stands in `{first}` and `{header.file}`")
+            else:
+                found[tensor.name] = tensor
+    if weight_map is not None and chosen.index is not None:
+        problems += [
+            f"index `{chosen.index.path}` places `{shorten(name)}` in `{file}`, which does not hold it"
+            for name, file in weight_map.items()
+            if name not in found
+        ]
+    if problems:
+        raise gather(CheckpointError, problems)
+    for name in found:
+        skipped.pop(name, None)
+    return list(found.values())
+
+
+def _filtered(
+    tensors: Sequence[TensorSpec], include: Sequence[str], exclude: Sequence[str], skipped: dict[str, str]
+) -> tuple[TensorSpec, ...]:
+    wanted = []
+    for tensor in tensors:
+        names = (tensor.name, logical_name(tensor.name))
+        if include and not any(fnmatchcase(name, pattern) for name in names for pattern in include):
+            skipped[tensor.name] = "not included"
+        elif any(fnmatchcase(name, pattern) for name in names for pattern in exclude):
+            skipped[tensor.name] = "excluded"
+        else:
+            wanted.append(tensor)
+    if not wanted:
+        raise UseError("no tensor is left to mirror", hint="check `--include` and `--exclude`")
+    return tuple(wanted)
+
+
+def _config(data: str, path: str) -> Mapping[str, Any]:
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"`{path}` is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"`{path}`: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def _digest(headers: Sequence[Header], files: Sequence[WeightFile]) -> str:
+    """A stand-in for the commit that a folder lacks: 40 hex digits over names, sizes and headers."""
+    digest = hashlib.sha256()
+    for header, file in zip(headers, files, strict=True):
+        digest.update(f"{file.path}\0{file.size}\0{header.data_start}\0".encode())
+        for t in header.tensors:
+            digest.update(f"{t.name}\0{t.dtype}\0{t.shape}\0{t.start}\0".encode())
+    return digest.hexdigest()[:40]
