@@ -457,12 +457,19 @@ def _largest_companions(plan: Plan) -> int:
 
 
 def peak_memory() -> int | None:
-    """Peak resident bytes of this very process, where the system tells (`VmHWM`)."""
+    """Peak resident bytes of this very process, where the system tells."""
+    return _status("VmHWM:")
+
+
+def memory_now() -> int | None:
+    """Resident bytes of this process, where the system tells."""
+    return _status("VmRSS:")
+
+
+def _status(key: str) -> int | None:
     try:
         with open("/proc/self/status", encoding="ascii") as status:
-            for line in status:
-                if line.startswith("VmHWM:"):
-                    return int(line.split()[1]) * 1024
+            found = [line for line in status if line.startswith(key)]
     except OSError:
         return None
-    return None
+    return int(found[0].split()[1]) * 1024 if found else None

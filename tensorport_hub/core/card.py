@@ -54,7 +54,7 @@ def _front_matter(plan: Plan, source_card: Mapping[str, Any]) -> dict[str, Any]:
     front: dict[str, Any] = {key: source_card[key] for key in _CARRIED if _is_plain(source_card.get(key))}
     if plan.repo is not None:
         front["base_model"] = plan.repo
-        front["base_model_relation"] = "quantized"
+    front["base_model_relation"] = "quantized"
     front["library_name"] = "tensorport-hub"
     tags = source_card.get("tags")
     kept = [tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else []
@@ -100,7 +100,8 @@ def _content(plan: Plan) -> str:
         "| dtype | decoding | tensors | parameters | size |\n|---|---|--:|--:|--:|\n"
         + "\n".join(rows)
         + f"\n| **all** | | {len(plan.recipes):,} | {plan.parameters:,} | {format_size(plan.bytes_out)} |\n\n"
-        f"{len(plan.parts):,} files in {plan.shards:,} shards; `manifest.json` names every tensor's file.\n"
+        f"{len(plan.parts):,} files in {plan.shards:,} shard{'s' * (plan.shards != 1)};"
+        " `manifest.json` names every tensor's file.\n"
     )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 from tensorport_hub.core.decode.cast import Losses
@@ -24,6 +24,9 @@ from tensorport_hub.engine.part import PartRun, PartWriter
 from tensorport_hub.ports import Event, Receipt, Report, Sink, Source
 
 logger = logging.getLogger("tensorport_hub")
+
+_GRACE = 3.0
+"""Seconds that an interrupted run waits for its threads to let go."""
 
 
 @dataclass(frozen=True)
@@ -66,19 +69,24 @@ class _Run:
         self._stop = StopFlag()
         self._schedule = Schedule(plan, block=allotment.block, keep=allotment.keep)
         self._writer = PartWriter(source, sink, plan.options, allotment.block, self._stop, report)
+        self._workers = ThreadPoolExecutor(allotment.workers, thread_name_prefix="part")
         self._receipts: dict[int, Receipt] = {}
         self._losses: dict[int, Losses] = {}
         self._lock = threading.Lock()
 
     def run(self) -> Outcome:
-        with ThreadPoolExecutor(self._allotment.workers, thread_name_prefix="part") as workers:
-            self._workers = workers
-            with ThreadPoolExecutor(self._allotment.lanes, thread_name_prefix="lane") as lanes:
-                try:
-                    digests = list(lanes.map(self._walk, range(len(self._plan.files))))
-                except BaseException as error:
-                    self._stop.fail(error)
-                    raise
+        lanes = ThreadPoolExecutor(self._allotment.lanes, thread_name_prefix="lane")
+        walks = [lanes.submit(self._walk, number) for number in range(len(self._plan.files))]
+        try:
+            digests = [walk.result() for walk in walks]
+            self._workers.shutdown(wait=True)
+        except BaseException as error:
+            self._stop.fail(error)
+            wait(walks, timeout=_GRACE)
+            raise
+        finally:
+            lanes.shutdown(wait=False, cancel_futures=True)
+            self._workers.shutdown(wait=False, cancel_futures=bool(self._stop))
         if self._stop.error is not None:
             raise self._stop.error
         receipts = tuple(self._receipts[part.index] for part in self._plan.parts)

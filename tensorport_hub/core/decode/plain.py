@@ -45,7 +45,8 @@ class Plain:
 
     @property
     def parameters(self) -> int:
-        return self.tensor.numel
+        """Position ids and masks are no weights."""
+        return self.tensor.numel if self.dtype.kind in ("float", "complex") else 0
 
     def spans(self, start: int, stop: int) -> tuple[Range, ...]:
         return ((start * self.dtype.itemsize, stop * self.dtype.itemsize),)

@@ -1,0 +1,123 @@
+"""Results for people, and as JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from typing import Any
+
+import click
+
+from tensorport_hub.core.size import format_size
+from tensorport_hub.results import Inspection, MirrorResult, PlanResult
+
+_LISTED = 40
+
+
+def as_json(value: object) -> None:
+    """One JSON object on stdout."""
+    click.echo(json.dumps(value, ensure_ascii=False, default=_fallback))
+
+
+def _fallback(value: object) -> Any:
+    return dict(value) if isinstance(value, Mapping) else str(value)
+
+
+def mirror_json(result: MirrorResult) -> dict[str, Any]:
+    shown = {f.name: getattr(result, f.name) for f in fields(result) if f.name not in ("manifest", "stats")}
+    return {**shown, "totals": result.manifest["totals"], "stats": asdict(result.stats)}
+
+
+def plan_json(result: PlanResult) -> dict[str, Any]:
+    shown = {f.name: getattr(result, f.name) for f in fields(result) if f.name != "plan"}
+    files = [{"path": part.path, "size": part.size} for part in result.plan.parts]
+    return {**shown, "revision": result.plan.commit, "fingerprint": result.plan.fingerprint, "files": files}
+
+
+def mirror_text(result: MirrorResult) -> str:
+    stats = result.stats
+    memory = f", peak memory {format_size(stats.peak_memory)}" if stats.peak_memory else ""
+    lines = [
+        f"{stats.tensors:,} tensors, {stats.parameters:,} parameters in {stats.parts:,} files,"
+        f" {format_size(stats.bytes_published)}",
+        f"read {format_size(stats.bytes_read)} in {stats.seconds:.1f} s{memory};"
+        f" {stats.files_verified} source file{'s' * (stats.files_verified != 1)} verified whole",
+    ]
+    if result.losses:
+        over = sum(lost for lost, _ in result.losses.values())
+        under = sum(lost for _, lost in result.losses.values())
+        lines.append(f"rounding: {over:,} values overflowed, {under:,} became 0; per tensor in manifest.json")
+    state = "published" if result.changed else "unchanged"
+    lines.append(f"{state}: {result.commit_url or result.destination}")
+    return "\n".join(lines)
+
+
+def plan_text(result: PlanResult) -> str:
+    share = 100 * result.bytes_again / max(result.bytes_in - result.bytes_again, 1)
+    rows = [
+        ("source", f"{result.source} at {result.plan.commit}"),
+        (
+            "destination",
+            f"{result.destination} ({'exists' if result.exists else 'new'}{_visibility(result)})",
+        ),
+        ("reads", f"{format_size(result.bytes_in)} from {result.files_in} files"),
+        ("read twice", f"{format_size(result.bytes_again)} ({share:.1f} %), forced by the order of tensors"),
+        ("writes", f"{format_size(result.bytes_out)} in {result.parts:,} files, {result.shards} shards"),
+        ("tensors", f"{result.tensors:,} with {result.parameters:,} parameters"),
+        ("memory", f"at most {format_size(result.memory)}"),
+        ("disk", f"at most {format_size(result.disk)} of staging" if result.disk else "no staging"),
+        ("fingerprint", result.plan.fingerprint[:16]),
+    ]
+    return "\n".join(f"{name:12} {text}" for name, text in rows)
+
+
+def _visibility(result: PlanResult) -> str:
+    return "" if result.private is None else ", private" if result.private else ", public"
+
+
+def inspection_text(result: Inspection, *, every: bool) -> str:
+    groups: dict[tuple[str, str, str], list[int]] = defaultdict(lambda: [0, 0, 0])
+    for tensor in result.tensors:
+        row = groups[module_group(tensor.name), tensor.scheme, f"{tensor.stored_dtype} → {tensor.dtype}"]
+        row[0], row[1], row[2] = row[0] + 1, row[1] + tensor.parameters, row[2] + tensor.stored_nbytes
+    lines = [
+        f"{result.source} at {result.revision}",
+        f"{len(result.tensors):,} tensors, {result.parameters:,} parameters,"
+        f" {format_size(result.nbytes)} in {result.files} files",
+        "",
+        f"{'modules':52} {'scheme':8} {'dtype':14} {'tensors':>8} {'parameters':>16} {'stored':>10}",
+    ]
+    for (group, scheme, dtype), (count, parameters, nbytes) in groups.items():
+        lines.append(
+            f"{group:52} {scheme:8} {dtype:14} {count:>8,} {parameters:>16,} {format_size(nbytes):>10}"
+        )
+    if every:
+        lines += ["", *(f"{t.name}  {t.scheme}  {t.stored_dtype}  {list(t.shape)}" for t in result.tensors)]
+    if result.skipped:
+        lines += ["", f"{len(result.skipped)} stored tensors are left out:"]
+        lines += [f"  {name}: {why}" for name, why in list(result.skipped.items())[:_LISTED]]
+    return "\n".join(lines)
+
+
+def module_group(name: str) -> str:
+    """A tensor's name with layer and expert numbers as `*`."""
+    return ".".join("*" if part.isdigit() else part for part in name.split("."))
+
+
+def step_summary(result: MirrorResult) -> None:
+    """A Markdown summary for GitHub Actions, where that is where we run."""
+    path = os.environ.get("GITHUB_STEP_SUMMARY")
+    if not path:
+        return
+    stats = result.stats
+    where = f"[{result.destination}]({result.commit_url})" if result.commit_url else f"`{result.destination}`"
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(
+            f"### {'Mirrored to' if result.changed else 'Unchanged:'} {where}\n\n"
+            "| tensors | parameters | files | published | read | seconds |\n|--:|--:|--:|--:|--:|--:|\n"
+            f"| {stats.tensors:,} | {stats.parameters:,} | {stats.parts:,} "
+            f"| {format_size(stats.bytes_published)} | {format_size(stats.bytes_read)} | {stats.seconds:.0f} |\n"
+        )
