@@ -1,0 +1,21 @@
+"""A small, faithful Hugging Face Hub on loopback, for trying, tests and CI.
+
+`DevHub` serves the unmodified huggingface_hub and hf_xet clients: repositories, commits, refs, pull
+requests, LFS, Xet, gated and private access, rate limits. Faults can be added that do to a client
+what networks and servers do. It is a house of its own: it imports nothing else of tensorport_hub,
+and only the command line and tests import it.
+
+    server      two listeners in a thread; what tests hold
+    app         the table of routes
+    *_api       answers, one room a subject; access says who may
+    store rooms accounts, repos, history and trees, discussions over database; blobs
+    traffic     the one door of both origins: limits, faults, the book of requests
+"""
+
+from tensorport_hub.devhub.database import RootInUse
+from tensorport_hub.devhub.faults import Fault
+from tensorport_hub.devhub.seeds import add
+from tensorport_hub.devhub.server import DevHub, serve
+from tensorport_hub.devhub.traffic import Seen
+
+__all__ = ["DevHub", "Fault", "RootInUse", "Seen", "add", "serve"]
