@@ -18,6 +18,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from tensorport_hub import __version__
+from tensorport_hub.cli import local
 from tensorport_hub.errors import TensorportError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -207,6 +208,10 @@ def inspect(src: str, every: bool, **options: Any) -> None:
         shown.as_json(asdict(result))
     else:
         click.echo(shown.inspection_text(result, every=every))
+
+
+cli.add_command(local.devhub)
+cli.add_command(local.demo)
 
 
 def _display(options: dict[str, Any]) -> Any:

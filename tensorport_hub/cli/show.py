@@ -119,5 +119,6 @@ def step_summary(result: MirrorResult) -> None:
             f"### {'Mirrored to' if result.changed else 'Unchanged:'} {where}\n\n"
             "| tensors | parameters | files | published | read | seconds |\n|--:|--:|--:|--:|--:|--:|\n"
             f"| {stats.tensors:,} | {stats.parameters:,} | {stats.parts:,} "
-            f"| {format_size(stats.bytes_published)} | {format_size(stats.bytes_read)} | {stats.seconds:.0f} |\n"
+            f"| {format_size(stats.bytes_published)} | {format_size(stats.bytes_read)} "
+            f"| {stats.seconds:.0f} |\n"
         )
