@@ -56,7 +56,18 @@ COMMIT_FILES = 1000
 """Files that one commit to the Hub may hold."""
 
 _XET_STREAMS = 4
-_READ_SECONDS = 30.0
+_PATIENCE = 6
+
+
+def _read_seconds() -> float:
+    """How long a silent server is waited for, by the variable that every Hub tool reads.
+
+    An upload's answer may take `_PATIENCE` times as long: the other side checks what it got first.
+    """
+    try:
+        return float(os.environ.get("HF_HUB_DOWNLOAD_TIMEOUT", ""))
+    except ValueError:
+        return 10.0
 
 
 class Watch:
@@ -132,6 +143,7 @@ class Reading:
         self.options = Options(**{**vars(options), "subfolder": subfolder})
         self.source = self._open()
         try:
+            self._refuse_mirrors()
             self.survey = survey(
                 self.source,
                 subfolder=subfolder,
@@ -140,7 +152,6 @@ class Reading:
                 exclude=options.exclude,
                 report=watch,
             )
-            self._refuse_mirrors()
             self.plan = self._plan(self.survey)
         except BaseException:
             self.source.close()
@@ -164,10 +175,9 @@ class Reading:
         state = retried(
             lambda: self.client.repo_state(location.repo_id, location.revision, SourceError), self.watch
         )
-        return HubSource(self.client, state, read_seconds=_READ_SECONDS, report=self.watch)
+        return HubSource(self.client, state, read_seconds=_read_seconds(), report=self.watch)
 
     def _refuse_mirrors(self) -> None:
-        """A mirror of ours has no safetensors, so it fails earlier; other formats of ours do not."""
         paths = {file.path: file for file in self.source.files}
         if manifest.PATH in paths and manifest.is_mirror(read_small(self.source, paths[manifest.PATH])):
             raise UseError(
@@ -208,7 +218,7 @@ class Reading:
             len(self.plan.files),
             sum(file.size for file in self.plan.files),
             self.plan.parameters,
-            Counter(tensor.scheme for tensor in tensors),
+            dict(Counter(tensor.scheme for tensor in tensors)),
             tensors,
             self.plan.skipped,
             tuple(self.watch.warnings),
@@ -358,7 +368,7 @@ class Job(Reading):
             writers=allotment.workers,
             max_disk=self.limits.max_disk,
             message=message or f"Mirror {self.plan.repo or 'a local checkpoint'} at {self.plan.commit[:12]}",
-            read_seconds=_READ_SECONDS * 4,
+            read_seconds=_PATIENCE * _read_seconds(),
             report=self.watch,
         )
 

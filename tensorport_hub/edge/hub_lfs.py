@@ -91,12 +91,20 @@ class LfsSpool:
                 f"`{self._path}` has the wrong length: expected {self._size} bytes, got {self._written}"
             )
         receipt = Receipt(self._path, self._size, self._sha256.hexdigest())
+        try:
+            self._upload(receipt)
+        except DestinationError as error:
+            if error.transient:
+                raise
+            self._upload(receipt)  # the link may have expired, or the bytes were damaged on the way
+        self.abort()
+        return receipt
+
+    def _upload(self, receipt: Receipt) -> None:
         session = self._session
         upload = retried(lambda: session.client.lfs_batch(session.repo_id, receipt), session.report)
         if upload is not None:
             self._send(receipt, upload)
-        self.abort()
-        return receipt
 
     def _send(self, receipt: Receipt, upload: LfsUpload) -> None:
         if upload.part_size is None:

@@ -6,7 +6,7 @@ never from a checkpoint.
 
 Writing stages everything in a sibling folder `.NAME.tensorport-...`, each file written to a temporary name,
 flushed to the disk and renamed; the commit swaps the staging folder in. Readers see the old folder or the
-complete new one.
+complete new one. A target that is a link is followed: the folder that it points to is replaced.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from tensorport_hub.core.digest import SourceFile
@@ -48,6 +49,8 @@ class LocalSource:
     def read_into(self, path: str, start: int, buffer: memoryview) -> None:
         if path not in self._stats:
             raise SourceError(f"`{path}` is not in the source folder")
+        if start < 0:
+            raise SourceError(f"range {start}:{start + len(buffer)} of `{path}` lies before its start")
         try:
             with open(self._root / path, "rb", buffering=0) as file:
                 stat = os.fstat(file.fileno())
@@ -76,6 +79,7 @@ class LocalSink:
 
     def __init__(self, target: Path, *, key: str) -> None:
         """Stage for `target`; `key` makes the staging folder's name."""
+        target = Path(os.path.realpath(target)) if target.is_symlink() else target
         self._target = target
         self._staging = target.parent / f".{target.name}.tensorport-{key}"
         check_folder(target)
@@ -96,11 +100,17 @@ class LocalSink:
     def commit(self, receipts: Sequence[Receipt]) -> Published:
         target, old = self._target, self._staging.with_name(self._staging.name + ".old")
         try:
-            _flush_folder(self._staging)
+            for folder, _, _ in os.walk(self._staging):
+                _flush_folder(Path(folder))
             shutil.rmtree(old, ignore_errors=True)
-            if target.is_symlink() or (target.exists() and any(target.iterdir())):
+            if target.exists() and any(target.iterdir()):
                 os.rename(target, old)
-            os.replace(self._staging, target)
+            try:
+                os.replace(self._staging, target)
+            except BaseException:
+                if old.exists():
+                    os.rename(old, target)
+                raise
             _flush_folder(target.parent)
             shutil.rmtree(old, ignore_errors=True)
         except OSError as error:
@@ -154,8 +164,10 @@ class LocalWriter:
         return Receipt(self._path, self._size, self._sha256.hexdigest())
 
     def abort(self) -> None:
-        self._file.close()
-        self._part.unlink(missing_ok=True)
+        with suppress(OSError):
+            self._file.close()
+        with suppress(OSError):
+            self._part.unlink()
 
 
 def _refused(path: str, error: OSError) -> DestinationError:
@@ -168,7 +180,7 @@ def check_folder(target: Path) -> None:
         return
     if not target.is_dir():
         raise DestinationError(f"destination `{target}` exists and is no folder")
-    found = {path.relative_to(target).as_posix() for path in target.rglob("*") if not path.is_dir()}
+    found = {path.relative_to(target).as_posix() for path in target.rglob("*") if _is_entry(path)}
     if not found:
         return
     manifest = target / "manifest.json"
@@ -184,6 +196,11 @@ def check_folder(target: Path) -> None:
             f" the first is `{strangers[0]}`",
             hint="they would be lost: move them away first",
         )
+
+
+def _is_entry(path: Path) -> bool:
+    """Whether something would be lost with it: anything but a folder; a link to one is an entry too."""
+    return path.is_symlink() or not path.is_dir()
 
 
 def _flush_folder(folder: Path) -> None:

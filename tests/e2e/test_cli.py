@@ -1,0 +1,223 @@
+"""The program as a user runs it: words in, text and exit codes out."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tensorport_hub import cli as program
+from tensorport_hub.devhub import DevHub, Fault
+from tests.e2e.conftest import CHECKPOINTS
+
+
+def run(*words: str) -> int:
+    """The program's exit code, in this process."""
+    with pytest.raises(SystemExit) as ended:
+        program.main(list(words))
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--help` names every command; `-m tensorport_hub` is the same program."""
+    assert run("--help") == 0
+    said = capsys.readouterr().out
+    for command in ("mirror", "plan", "convert", "inspect", "devhub", "demo"):
+        assert re.search(rf"^  {command} ", said, re.MULTILINE)
+    other = subprocess.run(
+        [sys.executable, "-m", "tensorport_hub", "--help"], capture_output=True, text=True, check=True
+    )
+    assert other.stdout == said
+
+
+def test_mirror_prints_one_json_object(hub: DevHub, gptoss: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--json`: one object on stdout, progress and warnings on stderr."""
+    hub.add_repo("openai/tiny", gptoss)
+    assert run("mirror", "openai/tiny", "me/tiny", "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["destination"] == "me/tiny"
+    assert result["changed"] is True
+    assert result["commit_url"].endswith(result["commit"])
+    assert result["totals"]["parameters"] == 58_372
+    assert result["stats"]["peak_memory"] > 10_000_000
+
+
+def test_plan_and_inspect_speak(hub: DevHub, gptoss: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`plan` and `inspect` answer for people and for programs, and agree on the parameters."""
+    hub.add_repo("openai/tiny", gptoss)
+    assert run("plan", "openai/tiny", "me/tiny") == 0
+    said = capsys.readouterr().out
+    assert "58,372 parameters" in said
+    assert "read twice" in said
+    assert run("plan", "openai/tiny", "me/tiny", "--json") == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert planned["parameters"] == 58_372
+    assert len(planned["files"]) == planned["parts"] == 20
+    assert run("inspect", "openai/tiny") == 0
+    said = capsys.readouterr().out
+    assert re.search(r"mlp\.experts\.gate_up_proj +mxfp4 +U8 → BF16", said)
+    assert run("inspect", "openai/tiny", "--json") == 0
+    seen = json.loads(capsys.readouterr().out)
+    assert seen["parameters"] == 58_372
+    assert seen["schemes"] == {"plain": 18, "mxfp4": 2}
+
+
+def test_convert_makes_a_folder(gptoss: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`convert` decodes a local checkpoint into a local folder, without any Hub."""
+    out = tmp_path / "out"
+    assert run("convert", "--input", str(gptoss), "--output", str(out), "-q") == 0
+    assert capsys.readouterr().out == ""
+    assert (out / "manifest.json").is_file()
+    assert len(list((out / "shard_000").iterdir())) == 20
+
+
+@pytest.mark.parametrize(
+    ("code", "words", "said"),
+    [
+        (2, ["mirror"], "Missing argument"),
+        (2, ["mirror", "not a model", "./x"], "is no repository and no folder"),
+        (2, ["mirror", "a/b", "c/d", "--precision", "int8"], "Invalid value"),
+        (2, ["mirror", "a/b", "c/d", "--shard-size", "lots"], "is no size"),
+        (2, ["mirror", "a/b", "c/d", "--shard-size", "3GB"], "allow-large-shards"),
+        (2, ["mirror", "a/b", "c"], "has no owner"),
+        (4, ["mirror", "/nowhere/at/all", "./x"], "is no folder"),
+        (2, ["frobnicate"], "No such command"),
+    ],
+)
+def test_wrong_use(code: int, words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Wrong words: exit 2 (4 where the source is missing), what is wrong, no traceback."""
+    assert run(*words) == code
+    err = capsys.readouterr().err
+    assert said in err
+    assert "Traceback" not in err
+
+
+def test_an_unsupported_scheme_is_refused_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit 3, every tensor of it at once, a hint, and nothing written."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    folder = tmp_path / "gptq"
+    folder.mkdir()
+    tensors = {
+        f"layers.{i}.{name}": np.zeros((8, 8), np.int32) for i in range(2) for name in ("qweight", "qzeros")
+    }
+    save_file(tensors, folder / "model.safetensors")
+    assert run("convert", "--input", str(folder), "--output", str(tmp_path / "out"), "--json") == 3
+    captured = capsys.readouterr()
+    for name in tensors:
+        assert name in captured.err
+    assert "hint: " in captured.err
+    assert json.loads(captured.out)["exit_code"] == 3
+    assert not (tmp_path / "out").exists()
+
+
+def test_overflow_in_three_ways(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--on-overflow`: error names tensor and count and writes nothing; inf and saturate do and count."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    folder, out = tmp_path / "model", tmp_path / "out"
+    folder.mkdir()
+    values = np.array([1.0, 65504.0, 65519.9, 65520.0, -1e6, np.inf, -np.inf, np.nan, 1e-9, -0.0], np.float32)
+    save_file({"w": values}, folder / "model.safetensors")
+    words = ["convert", "--input", str(folder), "--output", str(out), "--precision", "float16"]
+    assert run(*words) == 7
+    said = capsys.readouterr().err
+    assert "2 finite values of `w` are too large for F16" in said
+    assert not out.exists()
+    for way, large in (("inf", np.inf), ("saturate", 65504.0)):
+        assert run(*words, "--on-overflow", way) == 0
+        made = np.load(out / "shard_000" / "w.npy")
+        expected = np.array([1, 65504, 65504, large, -large, np.inf, -np.inf, np.nan, 0, -0.0], np.float16)
+        assert made.tobytes() == expected.tobytes()
+        losses = json.loads((out / "manifest.json").read_bytes())["tensors"]["w"]["losses"]
+        assert losses == {"overflow": 2, "underflow": 1}
+    assert run(*words, "--on-overflow", "inf", "--on-underflow", "error") == 7
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_stop_it_within_seconds(
+    hub: DevHub, minilm: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    """SIGINT and SIGTERM, while a server is silent: the documented code, a word, nothing published."""
+    hub.add_repo("st/minilm", minilm)
+    hub.faults.add(Fault("stall", origin="cdn", at=1000, seconds=20, times=None, after=1))
+    words = ["mirror", "st/minilm", "me/minilm"]
+    started = subprocess.Popen(
+        [sys.executable, "-m", "tensorport_hub", *words],
+        env=dict(os.environ),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not hub.faults.fired:
+        assert started.poll() is None
+        time.sleep(0.05)
+    begun = time.monotonic()
+    started.send_signal(number)
+    _, said = started.communicate(timeout=15)
+    assert started.returncode == code
+    assert time.monotonic() - begun < 10
+    assert "interrupted" in said
+    assert "Traceback" not in said
+    assert list(hub.files("me/minilm")) == [".gitattributes"]
+
+
+def test_step_summary(
+    gptoss: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In GitHub Actions a Markdown summary is appended to the step's file."""
+    summary = tmp_path / "summary.md"
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    assert run("convert", "--input", str(gptoss), "--output", str(tmp_path / "out")) == 0
+    assert "| 20 | 58,372 | 20 |" in summary.read_text()
+
+
+def test_demo_runs(tmp_path: Path) -> None:
+    """`demo` does what the README says, and leaves nothing but what `--keep` asks for."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    environment = {**os.environ, "TMPDIR": str(scratch), "HF_HOME": str(scratch / "home")}
+    for key in ("HF_ENDPOINT", "HF_TOKEN", "HF_XET_CACHE"):
+        environment.pop(key, None)
+    done = subprocess.run(
+        [sys.executable, "-m", "tensorport_hub", "demo", "--keep", str(tmp_path / "kept")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "every sha256 as in manifest.json" in done.stdout
+    assert "equal, bit for bit" in done.stdout
+    assert (tmp_path / "kept" / "manifest.json").is_file()
+    assert [p for p in scratch.rglob("*") if p.is_file() and "tensorport" in p.name] == []
+
+
+def test_devhub_serves_what_was_added(tmp_path: Path) -> None:
+    """`devhub add` seeds a stopped devhub; `devhub` prints what to export, serves it, and stops on SIGINT."""
+    root = tmp_path / "root"
+    base = [sys.executable, "-m", "tensorport_hub", "devhub", "--root", str(root)]
+    subprocess.run([*base, "add", "org/tiny", str(CHECKPOINTS / "gptoss_mxfp4")], check=True)
+    served = subprocess.Popen([*base, "--port", "0"], stdout=subprocess.PIPE, text=True)
+    assert served.stdout is not None
+    line = served.stdout.readline()
+    match = re.search(r"HF_ENDPOINT=(\S+) HF_TOKEN=(\S+)", line)
+    assert match is not None, line
+    environment = {**os.environ, "HF_ENDPOINT": match.group(1), "HF_TOKEN": match.group(2)}
+    words = ["inspect", "org/tiny", "--json"]
+    seen = subprocess.run(
+        [sys.executable, "-m", "tensorport_hub", *words], env=environment, capture_output=True, check=True
+    )
+    assert json.loads(seen.stdout)["parameters"] == 58_372
+    served.send_signal(signal.SIGINT)
+    assert served.wait(15) == 0
