@@ -113,8 +113,12 @@ def _is_plain_path(path: str) -> bool:
         and "\\" not in path
         and ":" not in path
         and all(part not in ("", ".", "..") for part in parts)
-        and all(ord(c) >= 32 and ord(c) != 127 for c in path)
+        and all(ord(c) >= 32 and ord(c) != 127 and not _is_surrogate(c) for c in path)
     )
+
+
+def _is_surrogate(char: str) -> bool:
+    return 0xD800 <= ord(char) <= 0xDFFF
 
 
 def shorten(value: object, most: int = 120) -> str:
@@ -165,7 +169,7 @@ def _spec(name: str, entry: object, file: str, data_start: int) -> TensorSpec:
     where = f"tensor `{shorten(name)}` of `{file}`"
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise CheckpointError(f"{where}: expected `dtype`, `shape` and `data_offsets`, got {shorten(entry)}")
-    if any(0xD800 <= ord(c) <= 0xDFFF for c in name):
+    if any(_is_surrogate(c) for c in name):
         raise CheckpointError(f"{where}: the name is no Unicode text (a lone surrogate)")
     dtype = DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
     if dtype is None:
@@ -192,9 +196,11 @@ def _is_size(value: object) -> bool:
 def _nbytes(dtype: DType, shape: list[int], where: str) -> int:
     nbits = dtype.nbits
     for size in shape:
-        nbits *= size
-        if nbits > _LARGEST * 8 and 0 not in shape:
+        nbits *= max(size, 1)  # an empty axis hides no overflow: numpy refuses such shapes as well
+        if nbits > _LARGEST * 8:
             raise CheckpointError(f"{where}: {dtype} {shorten(shape)} overflows 2^63 bytes")
+    if 0 in shape:
+        return 0
     if nbits % 8:
         raise CheckpointError(f"{where}: {dtype} {shorten(shape)} ends inside a byte")
     return nbits // 8
