@@ -2,8 +2,9 @@
 
 A file name is the tensor's name with each UTF-8 byte outside `[A-Za-z0-9._-]` percent-encoded. A short
 hash of the name follows, after a `~` that no encoded name contains, where the plain form would be longer
-than 200 bytes, would equal another one on a file system that ignores case, or would read as a part of a
-split tensor. A first component that Windows reserves (`aux`, `con`, ...) has its first letter encoded.
+than 200 bytes, would equal another one on a file system that ignores case, would read as a part of a split
+tensor, or would be empty. A first component that Windows reserves (`aux`, `con`, ...) has its first letter
+encoded.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def stems(names: Iterable[str]) -> dict[str, str]:
     seen = Counter(stem.lower() for stem in encoded.values())
     return {
         name: _hashed(name, stem)
-        if len(stem) > _LONGEST or seen[stem.lower()] > 1 or _PART.search(stem)
+        if not stem or len(stem) > _LONGEST or seen[stem.lower()] > 1 or _PART.search(stem)
         else stem
         for name, stem in encoded.items()
     }
