@@ -34,8 +34,8 @@ def repo_of(call: Call) -> Repo:
         return repo
     moved = call.hub.repos.by_former_name(call.kind, call.repo_name) if repo is None else None
     if moved is not None and sees(call.account, moved):
-        path = call.path.replace(f"/{call.repo_name}", f"/{moved.name}", 1)
-        raise Refusal(307, f"moved to `{moved.name}`", headers={"Location": path})
+        target = call.target.replace(f"/{call.repo_name}", f"/{moved.name}", 1)
+        raise Refusal(307, f"moved to `{moved.name}`", headers={"Location": target})
     raise repo_not_found(anonymous=call.anonymous)
 
 

@@ -123,11 +123,10 @@ def _call(request: web.Request, body: IO[bytes] | None) -> Call:
     return Call(
         hub,
         account_of(hub, request.headers.get("Authorization")),
-        request.method,
         request.path,
+        request.path_qs,
         request.match_info,
         request.query,
-        request.query_string,
         request.content_type,
         body,
     )

@@ -33,9 +33,13 @@ def preupload(call: Call) -> web.Response:
         gitignore = draft.read(entry).decode(errors="replace")
     files = []
     for file in said.get("files", []):
-        path, size = str(file["path"]), int(file["size"])
+        try:
+            path, size = str(file["path"]), int(file["size"])
+            sample = b64decode(file.get("sample") or "", validate=True)
+        except (KeyError, TypeError, ValueError) as error:
+            raise bad_request("each file needs a path, a size and a base64 sample") from error
         existing = draft.entry(path)
-        mode = rules.mode(path, size, b64decode(file.get("sample") or ""))
+        mode = rules.mode(path, size, sample)
         files.append(
             {
                 "path": path,
@@ -66,7 +70,7 @@ def commit(call: Call) -> web.Response:
         tip = call.hub.history.ref(repo, ref)
         if tip is None:
             raise bad_request(f"`{revision}` is not a branch: commits go to branches and pull requests")
-        if header.parent is not None and header.parent != tip.oid:
+        if header.parent is not None and not tip.oid.startswith(header.parent):
             raise commits.conflict()
         draft = commits.Draft(call.hub, repo, call.hub.history.snapshot(tip))
         commits.read_changes(draft, lines)
@@ -91,7 +95,7 @@ def _with_pull_request(
 ) -> web.Response:
     """The commit on a pull request of its own; `parentCommit` says where that starts."""
     hub = call.hub
-    start = hub.history.by_oid(repo, header.parent) if header.parent else head
+    start = hub.history.resolve(repo, header.parent) if header.parent else head
     if start is None:
         raise revision_not_found(str(header.parent))
     revision = call.params["rev"]
@@ -214,7 +218,7 @@ def duplicate_lfs_files(call: Call) -> web.Response:
     for file in said.get("files", []):
         sha256 = str(file.get("sha256", ""))
         blob = call.hub.bytes_of(source, sha256)
-        if blob is None or blob.xet_hash != file.get("xetHash"):
+        if blob is None or call.hub.blobs.xet_hash(sha256) != file.get("xetHash"):
             failed.append({"sha256": sha256, "error": "File not found in the source repository"})
         else:
             call.hub.repos.own_object(repo.id, sha256, blob.size)

@@ -61,7 +61,7 @@ def listing(call: Call) -> web.Response:
         and status in ("all", "open" if row.is_open else "closed")
         and call.query.get("author", row.author) == row.author
     ]
-    start = int(call.query.get("p", "0")) * A_PAGE
+    start = call.number("p", 0) * A_PAGE
     told = [_summary(call, repo, row) for row in rows[start : start + A_PAGE]]
     return web.json_response({"discussions": told, "count": len(rows), "start": start})
 

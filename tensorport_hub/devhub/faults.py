@@ -109,6 +109,7 @@ class Faults:
 
     _armed: list[_Armed] = field(default_factory=list)
     _fired: list[Fired] = field(default_factory=list)
+    _suffering: dict[int, Fault] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, fault: Fault) -> Fault:
@@ -144,3 +145,16 @@ class Faults:
                 return None
             self._fired.append(Fired(chosen.fault, origin, method, path))
             return chosen.fault
+
+    def suffer(self, request: object, fault: Fault | None) -> None:
+        """Note the fault of a request under way; None when it is over."""
+        with self._lock:
+            if fault is None:
+                self._suffering.pop(id(request), None)
+            else:
+                self._suffering[id(request)] = fault
+
+    def of(self, request: object) -> Fault | None:
+        """The fault of a request under way, for those who read its body."""
+        with self._lock:
+            return self._suffering.get(id(request))

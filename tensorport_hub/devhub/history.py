@@ -24,7 +24,7 @@ from tensorport_hub.devhub.database import Database
 from tensorport_hub.devhub.repos import Repo
 from tensorport_hub.devhub.trees import Entry, Snapshot
 
-OID = re.compile(r"[0-9a-f]{40}")
+SHORT_OID = re.compile(r"[0-9a-f]{7,40}")
 CACHED_FILES = 1_000_000  # entries kept in memory over all snapshots; about 200 MB at the very most
 
 
@@ -100,7 +100,7 @@ class History:
             commit = self.ref(repo, name)
             if commit is not None:
                 return commit
-        return self.by_oid(repo, revision) if OID.fullmatch(revision) else None
+        return self._by_short_oid(repo, revision) if SHORT_OID.fullmatch(revision) else None
 
     # -- commits
 
@@ -108,6 +108,14 @@ class History:
         with self._db.read() as con:
             row = con.execute("SELECT * FROM commits WHERE repo = ? AND oid = ?", (repo.id, oid)).fetchone()
             return None if row is None else _commit(row)
+
+    def _by_short_oid(self, repo: Repo, start: str) -> Commit | None:
+        with self._db.read() as con:
+            rows = con.execute(
+                "SELECT * FROM commits WHERE repo = ? AND substr(oid, 1, ?) = ? LIMIT 2",
+                (repo.id, len(start), start),
+            ).fetchall()
+            return _commit(rows[0]) if len(rows) == 1 else None
 
     def by_id(self, commit_id: int) -> Commit:
         with self._db.read() as con:

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import parse_qs
 
 from aiohttp import web
 
@@ -93,11 +94,10 @@ class Call:
 
     hub: Hub
     account: Account | None
-    method: str
     path: str
+    target: str  # path and query as they came, still quoted
     params: Mapping[str, str]
     query: Mapping[str, str]
-    query_string: str = ""
     content_type: str = ""
     body: IO[bytes] | None = None
 
@@ -116,6 +116,17 @@ class Call:
 
     def flag(self, name: str) -> bool:
         return self.query.get(name, "").lower() in ("1", "true", "yes")
+
+    def number(self, name: str, default: int) -> int:
+        """A count in the query."""
+        value = self.query.get(name, str(default))
+        if not value.isdecimal():
+            raise bad_request(f"`{name}` must be a number")
+        return int(value)
+
+    def every(self, name: str) -> list[str]:
+        """All values of a query parameter that may come several times."""
+        return parse_qs(self.target.partition("?")[2]).get(name, [])
 
     def text(self) -> str:
         return self.body.read().decode(errors="replace") if self.body is not None else ""

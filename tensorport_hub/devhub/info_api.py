@@ -68,7 +68,7 @@ def repo_info(call: Call) -> web.Response:
         "spaces": [],
         "usedStorage": sum(entry.size for entry in files if entry.lfs),
     }
-    wanted = parse_qs(call.query_string).get("expand")
+    wanted = call.every("expand")
     if wanted:
         told = {key: value for key, value in told.items() if key in ("_id", "id", *wanted)}
     return web.json_response(told, headers={"X-Repo-Commit": commit.oid})
@@ -77,7 +77,7 @@ def repo_info(call: Call) -> web.Response:
 def list_repos(call: Call) -> web.Response:
     """Repositories that the caller sees: by `author`, `search` and `filter`, newest first."""
     author, search = call.query.get("author"), call.query.get("search", "").lower()
-    wanted = set(parse_qs(call.query_string).get("filter", []))
+    wanted = set(call.every("filter"))
     rows = []
     for repo in call.hub.repos.of_kind(call.kind):
         if not access.sees(call.account, repo) or (author and repo.namespace != author):
@@ -88,13 +88,13 @@ def list_repos(call: Call) -> web.Response:
         row = _summary(call.hub, repo, head, call.hub.history.snapshot(head))
         if wanted <= {*row["tags"], row.get("library_name"), row.get("pipeline_tag")}:
             rows.append(row)
-    limit = min(int(call.query.get("limit", REPOS_A_PAGE)), REPOS_A_PAGE)
+    limit = min(call.number("limit", REPOS_A_PAGE), REPOS_A_PAGE)
     return _page(call, rows, limit, {})
 
 
 def _page(call: Call, rows: list[dict[str, Any]], size: int, pinned: dict[str, str]) -> web.Response:
     """One page of rows and, where there are more, the link to the next."""
-    start = int(call.query.get("cursor", "0"))
+    start = call.number("cursor", 0)
     headers = {}
     if start + size < len(rows):
         query = {**call.query, **pinned, "cursor": str(start + size)}
@@ -131,8 +131,8 @@ def tree(call: Call) -> web.Response:
         raise entry_not_found(f'{folder} does not exist on "{call.params["rev"]}"', commit.oid)
     found = snapshot.listing(folder, recursive=call.flag("recursive"))
     expand = call.flag("expand")
-    size = min(int(call.query.get("limit", "1000")), call.hub.settings.tree_page)
-    start = int(call.query.get("cursor", "0"))
+    size = min(call.number("limit", 1000), call.hub.settings.tree_page)
+    start = call.number("cursor", 0)
     rows = [_row(call, repo, row, expand=expand) for row in found[start : start + size]]
     headers = {"X-Repo-Commit": commit.oid}
     if start + size < len(found):
@@ -163,7 +163,7 @@ def paths_info(call: Call) -> web.Response:
 def commits(call: Call) -> web.Response:
     repo = access.repo_of(call)
     commit = access.revision_of(call, repo)
-    page = int(call.query.get("p", "0"))
+    page = call.number("p", 0)
     log = call.hub.history.log(commit, start=page * COMMITS_A_PAGE, count=COMMITS_A_PAGE + 1)
     formatted = "expand[]" in call.query
     rows = [

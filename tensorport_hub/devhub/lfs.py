@@ -24,7 +24,6 @@ from tensorport_hub.devhub.multipart import UnknownUpload, WrongPart
 from tensorport_hub.devhub.refusals import Refusal, bad_request
 from tensorport_hub.devhub.repos import Repo
 from tensorport_hub.devhub.resolve import check_signed, check_url
-from tensorport_hub.devhub.traffic import FAULT
 
 OID = re.compile(r"[0-9a-f]{64}")
 JSON = "application/vnd.git-lfs+json"
@@ -112,7 +111,7 @@ async def put_object(request: web.Request) -> web.StreamResponse:
     oid, size = request.match_info["sha256"], int(request.query["size"])
     incoming = hub.blobs.objects.receive()
     try:
-        async for block in uploaded(request, request.get(FAULT)):
+        async for block in uploaded(request, hub.faults.of(request)):
             if incoming.size + len(block) > size:
                 raise bad_request(f"EntityTooLarge: expected {size} bytes")
             await asyncio.to_thread(incoming.write, block)
@@ -147,11 +146,12 @@ def verify(call: Call) -> web.Response:
 async def put_part(request: web.Request) -> web.StreamResponse:
     """The CDN: one part of an object."""
     check_signed(request)
+    hub = request.app[HUB]
     try:
-        upload = request.app[HUB].uploads.find(request.query["upload"])
+        upload = hub.uploads.find(request.query["upload"])
         part = upload.part(int(request.match_info["number"]))
         try:
-            async for block in uploaded(request, request.get(FAULT)):
+            async for block in uploaded(request, hub.faults.of(request)):
                 await asyncio.to_thread(part.write, block)
             etag = part.finish()
         finally:

@@ -24,8 +24,6 @@ from tensorport_hub.devhub.limits import Limits
 from tensorport_hub.devhub.refusals import Refusal
 from tensorport_hub.devhub.signing import Signer
 
-FAULT = "fault"  # under this key handlers find the fault of their request
-SENT = "sent"  # and the door what it sent
 BODY_FAULTS = ("drop", "stall", "wrong_bytes", "truncate", "ignore_range")
 UPLOADS = ("POST", "PUT", "PATCH")
 
@@ -92,14 +90,18 @@ class Door:
         self.traffic.begin()
         answer: web.StreamResponse | None = None
         closed = False
+        fault = self.faults.take(self.origin, request.method, request.path)
         try:
-            answer = await self._answer(request, handler)
-            return answer if answer.prepared else await self._send(request, answer)
+            self.faults.suffer(request, fault)
+            answer = self._sendable(request, await self._answer(request, handler, fault), fault)
+            await self._send(request, answer, fault)
+            return answer
         except Dropped:
             closed = True
             return web.Response(status=499)  # never sent: the connection is closed
         finally:
-            self.traffic.end(self._note(request, request.get(SENT, answer), closed))
+            self.faults.suffer(request, None)
+            self.traffic.end(self._note(request, answer, closed))
 
     def _note(self, request: web.Request, answer: web.StreamResponse | None, closed: bool) -> Seen:
         authorization = request.headers.get("Authorization")
@@ -117,7 +119,9 @@ class Door:
             _body_bytes(request, answer),
         )
 
-    async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def _answer(
+        self, request: web.Request, handler: Handler, fault: Fault | None
+    ) -> web.StreamResponse:
         headers: dict[str, str] = {}
         kind = Limits.kind(request.path)
         if self.limits is not None and kind is not None:
@@ -126,8 +130,6 @@ class Door:
             if not passes:
                 words = "We had to rate limit you, you hit the quota of 1 window"
                 return Refusal(429, words, headers=headers).response()
-        fault = self.faults.take(self.origin, request.method, request.path)
-        request[FAULT] = fault
         try:
             if fault is not None:
                 await self._befall(request, fault)
@@ -162,22 +164,32 @@ class Door:
         elif fault.kind == "stall" and upload and not fault.at:
             await asyncio.sleep(fault.seconds)
 
-    async def _send(self, request: web.Request, answer: web.StreamResponse) -> web.StreamResponse:
-        """Send the answer, as the fault wants it; returns what was really sent."""
-        fault: Fault | None = request.get(FAULT)
-        if fault is not None and (request.method in UPLOADS or fault.kind not in BODY_FAULTS):
-            fault = None
+    @staticmethod
+    def _sendable(
+        request: web.Request, answer: web.StreamResponse, fault: Fault | None
+    ) -> web.StreamResponse:
+        """The answer in the form that the door sends, counts and, for a fault, breaks."""
         if isinstance(answer, web.FileResponse):
-            answer = _of_file(request, answer)
-        elif isinstance(answer, web.Response) and fault is not None and answer.status < 300:
-            answer = BlobAnswer.of(answer)
-        request[SENT] = answer
+            return _of_file(request, answer)
+        broken = _on_the_way_out(request, fault) is not None and answer.status < 300
+        return BlobAnswer.of(answer) if broken and isinstance(answer, web.Response) else answer
+
+    @staticmethod
+    async def _send(request: web.Request, answer: web.StreamResponse, fault: Fault | None) -> None:
+        if answer.prepared:
+            return
         if isinstance(answer, BlobAnswer):
-            await answer.send(request, fault)
-        else:
-            await answer.prepare(request)
-            await answer.write_eof()
-        return answer
+            await answer.send(request, _on_the_way_out(request, fault))
+            return
+        await answer.prepare(request)
+        await answer.write_eof()
+
+
+def _on_the_way_out(request: web.Request, fault: Fault | None) -> Fault | None:
+    """The fault, if it befalls the answer's body: on an upload it befell the request's."""
+    if fault is None or request.method in UPLOADS or fault.kind not in BODY_FAULTS:
+        return None
+    return fault
 
 
 def _of_file(request: web.Request, answer: web.FileResponse) -> BlobAnswer:

@@ -63,6 +63,7 @@ class Snapshot:
 
     def __init__(self, files: Mapping[str, Entry]) -> None:
         self.files = files
+        self._told: tuple[str, bool, list[Entry | Folder]] | None = None
 
     @cached_property
     def paths(self) -> list[str]:
@@ -105,7 +106,16 @@ class Snapshot:
             yield self.paths[index]
 
     def listing(self, folder: str, *, recursive: bool) -> list[Entry | Folder]:
-        """What lies in `folder`; with `recursive`, every depth, folders before what they hold."""
+        """What lies in `folder`; with `recursive`, every depth, folders before what they hold.
+
+        The last answer is kept: a client reads a long listing page by page.
+        """
+        told = self._told
+        if told is None or told[:2] != (folder, recursive):
+            told = self._told = (folder, recursive, self._list(folder, recursive))
+        return told[2]
+
+    def _list(self, folder: str, recursive: bool) -> list[Entry | Folder]:
         rows: list[Entry | Folder] = []
         told: set[str] = set()
         skip = len(folder) + 1 if folder else 0

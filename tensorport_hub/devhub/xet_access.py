@@ -63,8 +63,7 @@ def token(call: Call) -> web.Response:
         access.revision_of(call, repo)
         access.pass_gate(call, repo)
     else:
-        pushed = None if revision == "None" else revision
-        access.pusher(call, repo, pushed, create_pr=call.flag("create_pr"))
+        access.pusher(call, repo, revision, create_pr=call.flag("create_pr"))
     expires = int(time.time()) + TOKEN_SECONDS
     secret = hub.signer.token({"repo": repo.name, "scope": scope}, expires)
     url = f"{hub.cdn}/cas" if hub.settings.xet == "http" else f"local://{_local_root(hub)}"
