@@ -47,7 +47,7 @@ class Http:
         """One request; the answer's body is not read yet.
 
         Raises:
-            SourceError, DestinationError: (`refusal`) no answer came; transient.
+            SourceError, DestinationError: (`refusal`) no answer came, transient; or it can't be sent.
         """
         try:
             return self._manager(url).request(
@@ -55,6 +55,8 @@ class Http:
             )
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise refusal(f"{method} {plain(url)} got no answer: {_reason(error)}", transient=True) from None
+        except ValueError:  # its text may hold a header's value
+            raise refusal(f"{method} {plain(url)} can't be sent: its URL or a header is malformed") from None
 
     def _manager(self, url: str) -> urllib3.PoolManager:
         parts = urlsplit(url)
@@ -117,7 +119,7 @@ def wait_seconds(headers: Mapping[str, str]) -> float | None:
     """How long the other side asks us to wait: `Retry-After`, or `t` of an exhausted `RateLimit`."""
     asked: list[float] = []
     after = headers.get("Retry-After", "").strip()
-    if after.isdigit():
+    if after.isdecimal():
         asked.append(float(after))
     elif after:
         with suppress(ValueError):
@@ -130,8 +132,12 @@ def wait_seconds(headers: Mapping[str, str]) -> float | None:
 
 def plain(url: str) -> str:
     """A URL for an error message: without query (signatures) and credentials."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "a malformed URL"
+    host = re.match(r"(\[[^\]]*\]|[^:]*)(:\d+)?", parts.netloc.rpartition("@")[2])
+    return f"{parts.scheme}://{host.group() if host else ''}{parts.path}"
 
 
 def _reason(error: BaseException) -> str:
