@@ -33,13 +33,11 @@ from tensorport_hub.devhub.xet.hashing import (
     term_hash,
     xorb_hash,
 )
-from tensorport_hub.devhub.xet.shard import FileRecord, XorbRecord, parse_shard
+from tensorport_hub.devhub.xet.shard import FILE_MAX_NBYTES, FileRecord, XorbRecord, parse_shard
 from tensorport_hub.devhub.xet.store import Store
 from tensorport_hub.devhub.xet.xorb import chunk_hashes, scan
 
-_SHA256_OF_NOTHING = hashlib.sha256().hexdigest()
 _BLOCK_CHUNKS = 16  # about 1 MiB
-_NO_SHA256 = "0" * 64  # what hf_xet writes for an empty file
 
 
 def admit_xorb(store: Store, digest: bytes, body: Path) -> bool:
@@ -86,21 +84,21 @@ def _check_file(store: Store, record: FileRecord) -> XetBlob:
     """A file whose every claim holds."""
     text = hash_text(record.hash)
     what = f"file `{text}`"
-    got = file_hash(_check_terms(store, record, what))
+    if record.size > FILE_MAX_NBYTES:
+        raise Refused(f"{what}: expected at most {FILE_MAX_NBYTES} bytes, got {record.size}")
+    got = file_hash(_term_nodes(store, record, what))
     if got != record.hash:
         raise Refused(f"{what}: its chunks have the file hash `{hash_text(got)}`")
     blob = store.file(record.hash) or _hashed(store, record, text)
-    claims = (blob.sha256, _NO_SHA256) if blob.sha256 == _SHA256_OF_NOTHING else (blob.sha256,)
-    if record.sha256 is not None and record.sha256 not in claims:
+    if record.sha256 not in (None, blob.sha256):
         raise Refused(f"{what}: expected sha256 `{record.sha256}`, the bytes have `{blob.sha256}`")
     return blob
 
 
-def _check_terms(store: Store, record: FileRecord, what: str) -> list[Node]:
+def _term_nodes(store: Store, record: FileRecord, what: str) -> Iterator[Node]:
     """The file's chunks, from terms that fit their xorbs."""
     if record.term_hashes is None and record.terms:
         raise Refused(f"{what}: no verification hashes")
-    nodes: list[Node] = []
     for i, term in enumerate(record.terms):
         where = f"{what}: term {i}"
         layout = store.open_xorb(term.xorb).layout
@@ -113,8 +111,7 @@ def _check_terms(store: Store, record: FileRecord, what: str) -> list[Node]:
         hashes = store.chunk_hashes(term.xorb)[term.start * HASH_NBYTES : term.stop * HASH_NBYTES]
         if record.term_hashes is not None and term_hash(hashes) != record.term_hashes[i]:
             raise Refused(f"{where}: the verification hash is not that of its chunks")
-        nodes += nodes_of(hashes, np.diff(layout.unpacked[term.start : term.stop + 1]))
-    return nodes
+        yield from nodes_of(hashes, np.diff(layout.unpacked[term.start : term.stop + 1]))
 
 
 def _hashed(store: Store, record: FileRecord, text: str) -> XetBlob:
@@ -128,8 +125,7 @@ def _hashed(store: Store, record: FileRecord, text: str) -> XetBlob:
             behind = hasher.submit(_feed, sha256.update, block)
         if behind is not None:
             behind.result()
-    size = sum(term.nbytes for term in record.terms)
-    return XetBlob(sha256.hexdigest(), size, text, record.terms, store.open_xorb)
+    return XetBlob(sha256.hexdigest(), record.size, text, record.terms, store.open_xorb)
 
 
 def _blocks(store: Store, record: FileRecord) -> Iterator[list[Buffer]]:

@@ -89,12 +89,15 @@ class Cas:
 
         async def guarded(request: web.Request) -> web.StreamResponse:
             scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not self._check_token(token.strip()):
-                return _error(401, "a bearer token with access to this storage is needed")
             try:
-                return await answer(request)
+                if scheme.lower() == "bearer" and self._check_token(token.strip()):
+                    return await answer(request)
+                refusal = _error(401, "a bearer token with access to this storage is needed")
             except Refused as refused:
-                return _error(400, str(refused))
+                refusal = _error(400, str(refused))
+            # a client that is cut off while it sends sees a broken connection and tries again for minutes
+            await _discard(request)
+            return refusal
 
         return guarded
 
@@ -193,9 +196,17 @@ async def _not_offered(request: web.Request) -> web.StreamResponse:
 
 async def _taken(request: web.Request) -> web.StreamResponse:
     """A client's report about itself: read and dropped."""
-    async for _ in request.content.iter_any():
-        pass
+    await _discard(request)
     return web.Response(status=204)
+
+
+async def _discard(request: web.Request) -> None:
+    """Read what is left of the body, within the limit of the largest."""
+    nbytes = 0
+    async for block in request.content.iter_any():
+        nbytes += len(block)
+        if nbytes > XORB_MAX_NBYTES:
+            return
 
 
 def _wanted(header: str | None, size: int) -> tuple[int, int]:

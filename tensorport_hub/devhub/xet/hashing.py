@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 
 from blake3 import blake3
 
@@ -27,6 +27,7 @@ _NODE_KEY = bytes.fromhex("017ec5c7a5472996fd946666b48a02e65ddd536f37c76dd2f8635
 _TERM_KEY = bytes.fromhex("7f1857d6ce56ed66127ff913e7a5c3f3a4cd26d5b5db49e64124987f28fb94c3")
 
 _MEAN_BRANCHING = 4
+_GROUP_MIN = 3  # the last group of a level can be smaller
 _GROUP_MAX = 2 * _MEAN_BRANCHING + 1
 _WORDS = struct.Struct("<4Q")
 _TEXT = re.compile(r"[0-9a-f]{64}")
@@ -52,30 +53,18 @@ def chunk_hash(data: Buffer) -> bytes:
     return blake3(data, key=_DATA_KEY).digest()
 
 
-def merkle_root(nodes: Sequence[Node]) -> bytes:
-    """The root over (hash, length) nodes; 32 zero bytes when there are none, the node's own hash for one."""
-    if not nodes:
-        return ZERO_HASH
-    level = list(nodes)
-    while len(level) > 1:
-        parents: list[Node] = []
-        start = 0
-        while start < len(level):
-            stop = _group_stop(level, start)
-            parents.append(_parent(level[start:stop]))
-            start = stop
-        level = parents
-    return level[0][0]
+def xorb_hash(nodes: Iterable[Node]) -> bytes:
+    """The hash of a xorb: the root over its chunks; 32 zero bytes when there are none."""
+    tree = _Tree()
+    for node in nodes:
+        tree.add(node, 0)
+    return tree.root()
 
 
-def xorb_hash(nodes: Sequence[Node]) -> bytes:
-    """The hash of a xorb from its chunks."""
-    return merkle_root(nodes)
-
-
-def file_hash(nodes: Sequence[Node]) -> bytes:
-    """The hash of a file from its chunks; 32 zero bytes for the empty file."""
-    return blake3(merkle_root(nodes), key=ZERO_HASH).digest() if nodes else ZERO_HASH
+def file_hash(nodes: Iterable[Node]) -> bytes:
+    """The hash of a file: the root over its chunks under the zero key; 32 zero bytes for the empty file."""
+    root = xorb_hash(nodes)
+    return ZERO_HASH if root == ZERO_HASH else blake3(root, key=ZERO_HASH).digest()
 
 
 def term_hash(chunk_hashes: Buffer) -> bytes:
@@ -83,23 +72,45 @@ def term_hash(chunk_hashes: Buffer) -> bytes:
     return blake3(chunk_hashes, key=_TERM_KEY).digest()
 
 
-def nodes_of(chunk_hashes: bytes, lengths: Iterable[int]) -> list[Node]:
+def nodes_of(chunk_hashes: bytes, lengths: Iterable[int]) -> Iterator[Node]:
     """(hash, length) nodes from concatenated chunk hashes and their lengths."""
     starts = range(0, len(chunk_hashes), HASH_NBYTES)
-    hashes = (chunk_hashes[i : i + HASH_NBYTES] for i in starts)
-    return [(digest, int(nbytes)) for digest, nbytes in zip(hashes, lengths, strict=True)]
+    for start, nbytes in zip(starts, lengths, strict=True):
+        yield chunk_hashes[start : start + HASH_NBYTES], int(nbytes)
 
 
-def _group_stop(level: Sequence[Node], start: int) -> int:
-    """Where the group that starts at `start` ends: after a cutting node, at 9 nodes, or with the level."""
-    end = min(start + _GROUP_MAX, len(level))
-    for i in range(start + 2, end):
+class _Tree:
+    """The tree as it grows: a level holds only its last group, so a file of any size takes no memory."""
+
+    def __init__(self) -> None:
+        self._open: list[list[Node]] = []
+        self._count: list[int] = []
+
+    def add(self, node: Node, level: int) -> None:
+        if level == len(self._open):
+            self._open.append([])
+            self._count.append(0)
+        group = self._open[level]
+        group.append(node)
+        self._count[level] += 1
         # the remainder by 4 of the last little-endian word is in the two low bits of its first byte
-        if level[i][0][24] % _MEAN_BRANCHING == 0:
-            return i + 1
-    return end
+        ends = node[0][24] % _MEAN_BRANCHING == 0 and len(group) >= _GROUP_MIN
+        if ends or len(group) == _GROUP_MAX:
+            self._close(level)
 
+    def root(self) -> bytes:
+        """The hash of the level that has one node alone; closes what is open below it."""
+        level = 0
+        while level < len(self._open):
+            if self._count[level] == 1:
+                return self._open[level][0][0]
+            if self._open[level]:
+                self._close(level)
+            level += 1
+        return ZERO_HASH
 
-def _parent(group: Sequence[Node]) -> Node:
-    lines = "".join([f"{hash_text(digest)} : {nbytes}\n" for digest, nbytes in group])
-    return blake3(lines.encode("ascii"), key=_NODE_KEY).digest(), sum(nbytes for _, nbytes in group)
+    def _close(self, level: int) -> None:
+        group, self._open[level] = self._open[level], []
+        lines = "".join([f"{hash_text(digest)} : {nbytes}\n" for digest, nbytes in group])
+        parent = blake3(lines.encode("ascii"), key=_NODE_KEY).digest(), sum(nbytes for _, nbytes in group)
+        self.add(parent, level + 1)

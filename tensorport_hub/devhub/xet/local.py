@@ -5,7 +5,8 @@ The store of `local:///dir` keeps shards in `dir/xet/xorbs/shards/<hash>.mdb` an
 use.
 
 Rules: only those plain files are read, never the database. The store is hf_xet's: nothing is verified
-again, and a file that is not complete yet is passed over and looked at the next time.
+again, and a file that is not complete yet is passed over and looked at the next time. A file uploaded
+without its sha256 cannot be found.
 """
 
 from __future__ import annotations
@@ -43,8 +44,7 @@ class LocalCas:
             record = self._files.get(sha256)
         if record is None:
             return None
-        size = sum(term.nbytes for term in record.terms)
-        return XetBlob(sha256, size, hash_text(record.hash), record.terms, self._open_xorb)
+        return XetBlob(sha256, record.size, hash_text(record.hash), record.terms, self._open_xorb)
 
     def _read_new_shards(self) -> None:
         for path in sorted(self._shards.glob("*.mdb")):

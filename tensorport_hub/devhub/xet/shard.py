@@ -13,6 +13,7 @@ through `hash_text`. Source: the Xet protocol specification ("Shard format").
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ from tensorport_hub.devhub.xet.errors import Refused
 from tensorport_hub.devhub.xet.hashing import HASH_NBYTES, hash_text
 
 SHARD_MAX_NBYTES = 64 << 20
+FILE_MAX_NBYTES = 500 * 10**9  # the Hub's hard limit of a file
 
 _TAG = b"HFRepoMetaData\0" + bytes.fromhex("556967456a7b815783a5bdd95ccdd14aa9")
 _HEADER = struct.Struct("<32sQQ")
@@ -33,6 +35,8 @@ _HEAD = struct.Struct("<32sIIII")  # a head of either list, a term
 _BOOKEND = b"\xff" * HASH_NBYTES
 _WITH_VERIFICATION = 1 << 31
 _WITH_METADATA = 1 << 30
+_NO_SHA256 = "0" * 64  # what hf_xet writes for an empty file
+_SHA256_OF_NOTHING = hashlib.sha256().hexdigest()
 
 CHUNK_RECORD = np.dtype([("hash", "V32"), ("start", "<u4"), ("nbytes", "<u4"), ("flags", "V8")])
 ChunkRecords = npt.NDArray[np.void]
@@ -54,6 +58,10 @@ class FileRecord:
     terms: tuple[Term, ...]
     term_hashes: tuple[bytes, ...] | None  # None: the shard carries no verification for this file
     sha256: str | None  # None: the client skipped it
+
+    @property
+    def size(self) -> int:
+        return sum(term.nbytes for term in self.terms)
 
 
 @dataclass(frozen=True)
@@ -134,6 +142,8 @@ def _files(records: _Records) -> tuple[FileRecord, ...]:
         sha256 = None
         if flags & _WITH_METADATA:
             sha256 = hash_text(bytes(records.take(1, f"{what}: metadata")[:HASH_NBYTES]))
+            if count == 0 and sha256 == _NO_SHA256:
+                sha256 = _SHA256_OF_NOTHING
         files.append(FileRecord(digest, terms, term_hashes, sha256))
     return tuple(files)
 

@@ -71,7 +71,7 @@ class Xorb:
                 base, limit = int(offsets[start]), int(offsets[end])
                 span = memoryview(os.pread(file.fileno(), limit - base, base))
                 if len(span) != limit - base:
-                    raise Refused(f"xorb `{self.path.name}`: expected {limit} bytes, the file ends before")
+                    raise OSError(f"xorb `{self.path.name}`: expected {limit} bytes, the file ends before")
                 for i in range(start, end):
                     yield unpack(span[int(offsets[i]) - base : int(offsets[i + 1]) - base])
                 start = end
@@ -81,7 +81,7 @@ def scan(body: memoryview) -> Layout:
     """The layout of a serialized xorb, from its headers and tail. Raises `Refused`."""
     packed, unpacked = [0], [0]
     position = 0
-    # a header begins with version 0, a footer with "X"; a tail of 4 bytes is too short for either
+    # a header begins with version 0, a footer with "X"
     while len(body) - position >= _HEADER_NBYTES and body[position] != _FOOTER_TAG[0]:
         packed_nbytes, _, nbytes = _header(body[position : position + _HEADER_NBYTES], len(packed) - 1)
         position += _HEADER_NBYTES + packed_nbytes
@@ -137,15 +137,13 @@ def _check_tail(tail: memoryview) -> None:
     """After the chunks: nothing, or a footer and its length."""
     if not tail:
         return
-    if len(tail) < 4:
+    if tail[: len(_FOOTER_TAG)] != _FOOTER_TAG:
         raise Refused(f"xorb: {len(tail)} stray bytes after the last chunk")
-    footer, (footer_nbytes,) = tail[:-4], struct.unpack("<I", tail[-4:])
-    if footer_nbytes != len(footer):
+    (nbytes,) = struct.unpack("<I", tail[-4:])
+    if nbytes != len(tail) - 4:
         raise Refused(
-            f"xorb: footer length says {footer_nbytes}, got {len(footer)} bytes after the last chunk"
+            f"xorb: the footer says it has {nbytes} bytes, got {len(tail) - 4} after the last chunk"
         )
-    if footer and footer[: len(_FOOTER_TAG)] != _FOOTER_TAG:
-        raise Refused("xorb: the bytes after the last chunk are no footer")
 
 
 def _unlz4(data: memoryview, nbytes: int) -> bytes:

@@ -1,4 +1,5 @@
-"""A CAS on loopback with a token endpoint, and hf_xet sessions that write nowhere but under tmp_path."""
+"""A CAS on loopback with a token endpoint, hf_xet sessions that write nowhere but under tmp_path, and a
+recorder that takes whatever hf_xet sends and keeps it, so that tests can change it and send it on."""
 
 from __future__ import annotations
 
@@ -31,6 +32,7 @@ class Server:
     root: Path
     tokens: set[str] = field(default_factory=lambda: {GOOD_TOKEN})
     requests: list[tuple[str, str]] = field(default_factory=list)
+    recorded: list[tuple[str, bytes]] = field(default_factory=list)
     port: int = 0
 
     @property
@@ -52,9 +54,10 @@ class Server:
 
     def _run(self, ready: threading.Event) -> None:
         asyncio.set_event_loop(self._loop)
-        application = web.Application(middlewares=[self._note])
-        application.add_routes([*self.cas.routes(), web.get("/token/{token}", self._token)])
-        runner = web.AppRunner(application, access_log=None)
+        application = web.Application(middlewares=[self._note], client_max_size=1 << 27)
+        own = [web.get("/token/{token}", self._token), web.post("/record/{path:.+}", self._record)]
+        application.add_routes([*self.cas.routes(), *own])
+        runner = web.AppRunner(application, access_log=None, shutdown_timeout=2)
         self._loop.run_until_complete(runner.setup())
         site = web.TCPSite(runner, "localhost", 0)
         self._loop.run_until_complete(site.start())
@@ -65,9 +68,9 @@ class Server:
         self._loop.close()
 
     @web.middleware
-    async def _note(self, request: web.Request, answer: Any) -> web.StreamResponse:
+    async def _note(self, request: web.Request, handler: Any) -> web.StreamResponse:
         self.requests.append((request.method, request.path))
-        return await answer(request)  # type: ignore[no-any-return]  # aiohttp types handlers loosely
+        return await handler(request)  # type: ignore[no-any-return]  # aiohttp types handlers loosely
 
     async def _token(self, request: web.Request) -> web.Response:
         token, exp = request.match_info["token"], int(time.time()) + 3600
@@ -79,6 +82,13 @@ class Server:
         return web.json_response(
             {"accessToken": token, "exp": exp, "casUrl": headers["X-Xet-Cas-Url"]}, headers=headers
         )
+
+    async def _record(self, request: web.Request) -> web.Response:
+        path = request.match_info["path"]
+        if not path.startswith(("v1/xorbs/", "v1/shards")):
+            return web.Response(status=404)
+        self.recorded.append((path, await request.read()))
+        return web.json_response({"was_inserted": True, "result": 1})
 
     def call(
         self, method: str, path: str, body: bytes | None = None, **headers: str
@@ -144,6 +154,33 @@ def server(tmp_path: Path) -> Iterator[Server]:
 @pytest.fixture
 def client(server: Server) -> Client:
     return Client({"token_refresh_url": f"{server.url}/token/{GOOD_TOKEN}"})
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What hf_xet sent for one file: its xorb, its shard."""
+
+    content: bytes
+    info: Any
+    xorb_hash: str
+    xorb: bytes
+    shard: bytes
+
+
+@pytest.fixture
+def recording(server: Server) -> Recording:
+    """A file of some 40 chunks in one xorb and one term, packed in all three ways."""
+    content = bf16_bytes(1_500_000) + random_bytes(400_000) + b"the same line again\n" * 20_000
+    recorder = Client(
+        {
+            "endpoint": f"{server.url}/record",
+            "token": GOOD_TOKEN,
+            "token_expiry_unix_secs": int(time.time()) + 3600,
+        }
+    )
+    (info,) = recorder.upload(content)
+    (xorb_path, xorb), (_, shard) = server.recorded
+    return Recording(content, info, xorb_path.rpartition("/")[2], xorb, shard)
 
 
 def random_bytes(nbytes: int, seed: int = 0) -> bytes:
