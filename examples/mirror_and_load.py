@@ -1,4 +1,4 @@
-"""Mirror a model and load it as JAX arrays by its manifest: `python mirror_and_load.py org/model me/model-npy`."""
+"""Mirror a model, load it as JAX arrays by its manifest: `python mirror_and_load.py org/model me/npy`."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def read_into(response: urllib3.BaseHTTPResponse, buffer: memoryview) -> int:
     done = 0
     try:
         while done < len(buffer):
-            chunk = response.read(min(len(buffer) - done, 1 << 20))
+            chunk = response.read1(min(len(buffer) - done, 1 << 20))
             if not chunk:
                 break
             buffer[done : done + len(chunk)] = chunk
