@@ -10,6 +10,9 @@ Variants (`model.fp16...`), `consolidated*` and `adapter*` files are considered 
 there or a pattern names them. What is left ambiguous is an error that lists the candidates. With patterns,
 the rules apply to the matching files; several matching files without an index are the model together.
 
+`original/` and `metal/` beside a model at the top level (gpt-oss) are copies of it in other layouts: they are
+never read, not even where a pattern matches.
+
 Carried over byte for byte: configuration, tokenizer, chat template, preprocessor, licence files of that
 folder (licences of the top level too). Never: other weights, pickles, code, other folders.
 """
@@ -33,7 +36,8 @@ _SECOND_CHOICE = re.compile(
     r"(consolidated|adapter|.*\.(fp16|bf16|fp32|8bit|4bit|non_ema|ema)[.-])", re.IGNORECASE
 )
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f\\:]|(^|/)\.{0,2}(/|$)")
-_NUMBERED = re.compile(r"(.+)-(\d{5,})-of-(\d{5,})\.safetensors")
+_NUMBERED = re.compile(r"(.+)-(\d{5,12})-of-(\d{5,12})\.safetensors", re.ASCII)
+_COPIES = ("original/", "metal/")
 _CARRIED = (
     *("config.json", "*_config.json", "config_*.json", "modules.json"),
     *(
@@ -48,7 +52,7 @@ _CARRIED = (
     *("chat_template*", "*.jinja", "additional_chat_templates/*.jinja"),
     *("1_*/config.json", "2_*/config.json", "3_*/config.json"),
 )
-_LICENCES = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "USE_POLICY*", "THIRD_PARTY*")
+_LICENCES = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "USE_POLICY*", "USAGE_POLICY*", "THIRD_PARTY*")
 QUANTIZATION_CONFIGS = frozenset(
     ["hf_quant_config.json", "quantize_config.json", "quant_config.json", "quantization_config.json"]
 )
@@ -86,8 +90,15 @@ def select(
         UseError: `subfolder` or `allow_patterns` name nothing.
         CheckpointError: there is no safetensors model, or several and no rule prefers one.
     """
-    listed = sorted(files, key=lambda f: f.path)
+    every = sorted(files, key=lambda f: f.path)
     prefix = f"{subfolder.strip('/')}/" if subfolder else ""
+    copied = any(f.path.endswith((WEIGHTS, INDEX)) and "/" not in f.path for f in every)
+    listed = [f for f in every if not (copied and f.path.startswith(_COPIES))]
+    if copied and prefix.startswith(_COPIES):
+        raise UseError(
+            f"subfolder `{subfolder}` is never read: it holds another layout of the model",
+            hint="the model itself lies at the top level",
+        )
     here = [f for f in listed if f.path.startswith(prefix)]
     if prefix and not here:
         raise UseError(f"subfolder `{subfolder}` is not in the source", hint=_folders(listed))
@@ -108,6 +119,9 @@ def select(
 def _model(
     files: list[SourceFile], *, patterns: bool, every: list[SourceFile]
 ) -> tuple[SourceFile | None, list[SourceFile]]:
+    files = [f for f in files if f.path.endswith((INDEX, WEIGHTS))]
+    if not patterns:
+        files = [f for f in files if not _is_second_choice(f)] or files
     indexes = _preferred([f for f in files if f.path.endswith(INDEX)])
     if len(indexes) == 1:
         return indexes[0], []
@@ -125,8 +139,11 @@ def _model(
 
 def _preferred(files: list[SourceFile]) -> list[SourceFile]:
     named = [f for f in files if f.path.rpartition("/")[2] in ("model" + INDEX, "model" + WEIGHTS)]
-    first = [f for f in files if not _SECOND_CHOICE.match(f.path.rpartition("/")[2])]
-    return named or first or files
+    return named or [f for f in files if not _is_second_choice(f)] or files
+
+
+def _is_second_choice(file: SourceFile) -> bool:
+    return _SECOND_CHOICE.match(file.path.rpartition("/")[2]) is not None
 
 
 def _complete(files: list[SourceFile]) -> bool:
@@ -136,7 +153,8 @@ def _complete(files: list[SourceFile]) -> bool:
     return (
         len(found) == len(files)
         and len(stems) == 1
-        and {n for _, n, _ in found} == set(range(1, found[0][2] + 1))
+        and len(found) == found[0][2]
+        and {n for _, n, _ in found} == set(range(1, len(found) + 1))
     )
 
 
@@ -151,7 +169,7 @@ def _travels(file: SourceFile, prefix: str) -> bool:
     name = file.path.removeprefix(prefix) if file.path.startswith(prefix) else None
     if file.size > CARRIED_LIMIT or file.path.lower().endswith(_NEVER) or _UNSAFE.search(file.path):
         return False
-    if any(fnmatchcase(file.path, pattern) for pattern in _LICENCES):
+    if "/" not in file.path and any(fnmatchcase(file.path, pattern) for pattern in _LICENCES):
         return True
     if name is None or name.endswith(INDEX):
         return False
