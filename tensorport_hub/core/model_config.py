@@ -16,9 +16,10 @@ _KEYS = ("quantization_config", "compression_config", "quantization")
 
 
 def states_quantization(config: Mapping[str, Any]) -> bool:
-    """Whether a quantization is announced."""
+    """Whether a quantization is announced; null announces none."""
     inner = config.get("text_config")
-    return any(key in config for key in _KEYS) or (isinstance(inner, Mapping) and _KEYS[0] in inner)
+    stated = any(config.get(key) is not None for key in _KEYS)
+    return stated or (isinstance(inner, Mapping) and inner.get(_KEYS[0]) is not None)
 
 
 def without_quantization(config: Mapping[str, Any]) -> bytes:
@@ -27,4 +28,5 @@ def without_quantization(config: Mapping[str, Any]) -> bytes:
     inner = kept.get("text_config")
     if isinstance(inner, Mapping):
         kept["text_config"] = {key: value for key, value in inner.items() if key != _KEYS[0]}
-    return (json.dumps(kept, indent=2, ensure_ascii=False) + "\n").encode()
+    text = json.dumps(kept, indent=2, ensure_ascii=False) + "\n"
+    return text.encode("utf-8", "backslashreplace")  # a lone surrogate stays the escape that it was
