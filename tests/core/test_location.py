@@ -1,0 +1,150 @@
+"""What SRC and DST mean."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tensorport_hub.core.location import (
+    FolderLocation,
+    HubLocation,
+    parse_destination,
+    parse_source,
+)
+from tensorport_hub.errors import UseError
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("org/model", HubLocation("org/model")),
+        ("gpt2", HubLocation("gpt2")),
+        ("Qwen/Qwen2.5-0.5B_x", HubLocation("Qwen/Qwen2.5-0.5B_x")),
+        ("org/model@main", HubLocation("org/model", "main")),
+        ("org/model@refs/pr/3", HubLocation("org/model", "refs/pr/3")),
+        ("org/model@feature/x", HubLocation("org/model", "feature/x")),
+        ("org/model@0123abc", HubLocation("org/model", "0123abc")),
+        ("hf://org/model", HubLocation("org/model")),
+        ("hf://models/org/model", HubLocation("org/model")),
+        ("hf://org/model/unet", HubLocation("org/model", None, "unet")),
+        ("hf://org/model/a/b/", HubLocation("org/model", None, "a/b")),
+        ("hf://org/model@v1", HubLocation("org/model", "v1")),
+        ("hf://org/model@v1/unet/x", HubLocation("org/model", "v1", "unet/x")),
+        ("hf://org/model@refs/pr/1/unet", HubLocation("org/model", "refs/pr/1", "unet")),
+        ("hf://org/model@refs/convert/parquet", HubLocation("org/model", "refs/convert/parquet")),
+        ("hf://org/model@feature%2Fx/unet", HubLocation("org/model", "feature/x", "unet")),
+        ("/tmp/model", FolderLocation("/tmp/model")),
+        ("./model", FolderLocation("./model")),
+        ("../model", FolderLocation("../model")),
+        (".", FolderLocation(".")),
+        ("~/model", FolderLocation("~/model")),
+        ("C:\\model", FolderLocation("C:\\model")),
+        ("d:/model", FolderLocation("d:/model")),
+        ("\\\\host\\share", FolderLocation("\\\\host\\share")),
+    ],
+)
+def test_sources(text, expected):
+    """Every documented form of SRC, where no folder of that name exists."""
+    assert parse_source(text, is_folder=False) == expected
+
+
+@pytest.mark.parametrize("text", ["org/model", "gpt2", "any thing"])
+def test_a_folder_that_exists_is_meant(text):
+    """A name that is an existing folder means the folder; `hf://` never does."""
+    assert parse_source(text, is_folder=True) == FolderLocation(text)
+    assert parse_source(f"hf://{'a/b'}", is_folder=True) == HubLocation("a/b")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "org/",
+        "/",
+        "org/model/sub",
+        "org/mo del",
+        "org/model@",
+        "@main",
+        "org//model",
+        "-org/model",
+        "org/-model",
+        "org/model.git",
+        "org/model.",
+        "org/model-",
+        "org/a..b",
+        "org/a--b",
+        "org/mödel",
+        "org/model\n",
+        "o" * 97 + "/model",
+        "https://huggingface.co/org/model",
+        "hf://",
+        "hf://org",
+        "hf://org/",
+        "hf://@main",
+        "hf://org/model.git/x",
+    ],
+)
+def test_what_is_no_source_is_refused(text):
+    """Everything else is a use error that quotes it and names the forms."""
+    if text == "/":
+        assert parse_source(text, is_folder=False) == FolderLocation("/")
+        return
+    with pytest.raises(UseError) as caught:
+        parse_source(text, is_folder=False)
+    assert f"`{text}`" in caught.value.message
+    assert "`org/model`" in caught.value.message or "revision" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("org/model-npy", HubLocation("org/model-npy")),
+        ("hf://org/model-npy", HubLocation("org/model-npy")),
+        ("./out", FolderLocation("./out")),
+        ("/out", FolderLocation("/out")),
+        ("~/out", FolderLocation("~/out")),
+    ],
+)
+def test_destinations(text, expected):
+    """DST is a whole repository with its owner, or a folder that is spelled as one."""
+    assert parse_destination(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("out", "has no owner"),
+        ("org/model@main", "must be a whole repository"),
+        ("hf://org/model/sub", "must be a whole repository"),
+        ("git+https://example.org/x.git", "git remote"),
+        ("git@example.org:x.git", "git remote"),
+        ("org/mo del", "is no repository"),
+    ],
+)
+def test_what_is_no_destination_is_refused(text, words):
+    """A revision, a subfolder, a missing owner and a git remote are use errors in words."""
+    with pytest.raises(UseError, match=words) as caught:
+        parse_destination(text)
+    assert f"`{text}`" in caught.value.message
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(max_size=30) | st.text(st.sampled_from("ab/@.:-hf"), max_size=20), st.booleans())
+def test_any_text_is_a_location_or_a_use_error(text, is_folder):
+    """No text gives anything else, and an accepted id is one that is safe in a URL."""
+    for parse in (lambda t: parse_source(t, is_folder=is_folder), parse_destination):
+        for given_text in (text, f"hf://{text}"):
+            try:
+                location = parse(given_text)
+            except UseError:
+                continue
+            if isinstance(location, HubLocation):
+                assert location.repo_id.isascii()
+                assert not set(location.repo_id) & set(" ?#%@:\\\n")
+                assert location.repo_id.count("/") <= 1
+                assert ".." not in location.repo_id
+                assert location.revision != ""
+                assert location.subfolder != ""
+            else:
+                assert location == FolderLocation(given_text)
