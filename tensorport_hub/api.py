@@ -17,8 +17,10 @@ from tensorport_hub.core.tensor import PRECISIONS
 from tensorport_hub.edge.local import parse_folder
 from tensorport_hub.engine import run
 from tensorport_hub.errors import UseError
-from tensorport_hub.job import Job, Limits, Reading, Watch
+from tensorport_hub.job import Job, Limits
+from tensorport_hub.meter import Meter
 from tensorport_hub.ports import Committed, Event, Planned
+from tensorport_hub.reading import Reading
 from tensorport_hub.results import Inspection, MirrorResult, PlanResult
 
 
@@ -76,18 +78,18 @@ def mirror(
     begun = monotonic()
     options = _options(locals())
     limits = Limits.of(workers, max_memory, max_disk, transfer, options.shard_size)
-    watch = Watch(on_event)
-    with Job(source, destination, revision, token, options, limits, watch) as job:
+    meter = Meter(on_event)
+    with Job(source, destination, revision, token, options, limits, meter) as job:
         job.check_rights(private, i_have_rights)
         job.check_limits()
-        watch(Planned(len(job.plan.parts), job.bytes_in(), job.plan.bytes_out))
+        meter(Planned(len(job.plan.parts), job.bytes_in(), job.plan.bytes_out))
         sink = job.open_sink(private, commit_message)
         try:
-            outcome = run(job.plan, job.source, sink, allotment=job.allotment(sink), report=watch)
+            outcome = run(job.plan, job.source, sink, allotment=job.allotment(sink), report=meter)
             published, built = job.publish(sink, outcome)
         finally:
             sink.close()
-        watch(Committed(published))
+        meter(Committed(published))
         return job.result(published, built, outcome, monotonic() - begun)
 
 
@@ -122,8 +124,8 @@ def plan(
     """
     options = _options(locals())
     limits = Limits.of(workers, max_memory, max_disk, transfer, options.shard_size)
-    watch = Watch(on_event)
-    with Job(source, destination, revision, token, options, limits, watch) as job:
+    meter = Meter(on_event)
+    with Job(source, destination, revision, token, options, limits, meter) as job:
         visible = job.check_rights(private, i_have_rights)
         job.check_limits()
         return job.preview(visible)
@@ -155,8 +157,8 @@ def inspect(
         TensorportError: it can't be read, or holds what is not supported.
     """
     options = _options(locals())
-    watch = Watch(on_event)
-    with Reading(source, revision, token, options, watch) as reading:
+    meter = Meter(on_event)
+    with Reading(source, revision, token, options, meter) as reading:
         return reading.inspection()
 
 

@@ -1,99 +1,42 @@
-"""The wiring: locations become a source, a plan and a sink; an outcome becomes card, manifest and commit.
+"""The wiring of a whole run: a reading gets a destination, an outcome becomes card, manifest and commit.
 
-`Reading` is everything up to the plan; `Job` adds the destination. This is the only module that knows both
-the edges and the engine.
+This is the only module that knows the edges and the engine both.
 """
 
 from __future__ import annotations
 
 import os
-import threading
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from tensorport_hub.core import card, manifest, model_config
-from tensorport_hub.core.location import (
-    FolderLocation,
-    HubLocation,
-    Location,
-    parse_destination,
-    parse_source,
-)
-from tensorport_hub.core.plan import Options, Plan, lay_out
-from tensorport_hub.core.recipe import recipes
+from tensorport_hub.core.location import FolderLocation, HubLocation, Location, parse_destination
+from tensorport_hub.core.plan import Options, Plan
 from tensorport_hub.core.schedule import Schedule
 from tensorport_hub.core.selection import QUANTIZATION_CONFIGS
 from tensorport_hub.core.size import parse_size
-from tensorport_hub.edge.hub_client import HubClient, RepoState
+from tensorport_hub.edge.hub_client import RepoState
 from tensorport_hub.edge.hub_sink import check_destination, open_hub_sink
 from tensorport_hub.edge.hub_source import HubSource
 from tensorport_hub.edge.hub_xet import STREAM_NBYTES
-from tensorport_hub.edge.local import LocalSink, LocalSource, check_folder, parse_folder
+from tensorport_hub.edge.local import LocalSink, check_folder, parse_folder
 from tensorport_hub.edge.retry import retried
 from tensorport_hub.engine import Outcome
 from tensorport_hub.engine.budget import Allotment, allot
-from tensorport_hub.errors import DestinationError, LimitError, SourceError, UseError
-from tensorport_hub.ports import (
-    BytesRead,
-    BytesWritten,
-    Event,
-    FileVerified,
-    PartRetried,
-    Published,
-    Sink,
-    Source,
-    Warned,
-)
-from tensorport_hub.results import Inspection, MirrorResult, PlanResult, Stats, TensorInfo
-from tensorport_hub.survey import Survey, read_small, survey
+from tensorport_hub.errors import DestinationError, LimitError, UseError
+from tensorport_hub.meter import Meter, peak_memory
+from tensorport_hub.ports import Published, Sink
+from tensorport_hub.reading import Reading, read_seconds, source_location
+from tensorport_hub.results import MirrorResult, PlanResult, Stats
+from tensorport_hub.survey import read_small
 
 COMMIT_FILES = 1000
 """Files that one commit to the Hub may hold."""
 
 _XET_STREAMS = 4
 _PATIENCE = 6
-
-
-def _read_seconds() -> float:
-    """How long a silent server is waited for, by the variable that every Hub tool reads.
-
-    An upload's answer may take `_PATIENCE` times as long: the other side checks what it got first.
-    """
-    try:
-        return float(os.environ.get("HF_HUB_DOWNLOAD_TIMEOUT", ""))
-    except ValueError:
-        return 10.0
-
-
-class Watch:
-    """Counts what a run reports, and passes it on."""
-
-    def __init__(self, on_event: Callable[[Event], object] | None) -> None:
-        self._on_event = on_event
-        self._lock = threading.Lock()
-        self.bytes_read = self.bytes_written = self.retries = self.verified = 0
-        self.warnings: list[str] = []
-
-    def __call__(self, event: Event) -> None:
-        with self._lock:
-            match event:
-                case BytesRead(nbytes=nbytes):
-                    self.bytes_read += nbytes
-                case BytesWritten(nbytes=nbytes):
-                    self.bytes_written += nbytes
-                case PartRetried():
-                    self.retries += 1
-                case FileVerified():
-                    self.verified += 1
-                case Warned(message=message):
-                    self.warnings.append(message)
-        if self._on_event is not None:
-            self._on_event(event)
+"""An upload's answer may take so many times as long as a read: the other side checks what it got first."""
 
 
 @dataclass(frozen=True)
@@ -131,108 +74,6 @@ def _processors() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
-class Reading:
-    """A source and the plan that its headers make."""
-
-    def __init__(
-        self, source: str, revision: str | None, token: str | None, options: Options, watch: Watch
-    ) -> None:
-        self.options, self.watch, self.token = options, watch, token
-        self.location = _source_location(source, revision)
-        subfolder = options.subfolder or getattr(self.location, "subfolder", None)
-        self.options = Options(**{**vars(options), "subfolder": subfolder})
-        self.source = self._open()
-        try:
-            self._refuse_mirrors()
-            self.survey = survey(
-                self.source,
-                subfolder=subfolder,
-                allow_patterns=options.allow_patterns,
-                include=options.include,
-                exclude=options.exclude,
-                report=watch,
-            )
-            self.plan = self._plan(self.survey)
-        except BaseException:
-            self.source.close()
-            raise
-
-    @property
-    def name(self) -> str:
-        """The source for people."""
-        if isinstance(self.location, HubLocation):
-            return self.location.repo_id
-        return self.location.path
-
-    @cached_property
-    def client(self) -> HubClient:
-        return HubClient(token=self.token)
-
-    def _open(self) -> Source:
-        if isinstance(self.location, FolderLocation):
-            return LocalSource(parse_folder(self.location.path))
-        location = self.location
-        state = retried(
-            lambda: self.client.repo_state(location.repo_id, location.revision, SourceError), self.watch
-        )
-        return HubSource(self.client, state, read_seconds=_read_seconds(), report=self.watch)
-
-    def _refuse_mirrors(self) -> None:
-        paths = {file.path: file for file in self.source.files}
-        if manifest.PATH in paths and manifest.is_mirror(read_small(self.source, paths[manifest.PATH])):
-            raise UseError(
-                f"`{self.name}` is such a mirror already", hint="mirror the model it was made from"
-            )
-
-    def _plan(self, seen: Survey) -> Plan:
-        made = recipes(
-            seen.tensors,
-            precision=self.options.precision,
-            quantization_stated=model_config.states_quantization(seen.config),
-        )
-        parts = lay_out(made, shard_size=self.options.shard_size)
-        return Plan(
-            seen.repo, seen.revision, seen.files, tuple(made), parts, self.options, dict(seen.skipped)
-        )
-
-    def inspection(self) -> Inspection:
-        sizes = Counter[int]()
-        for part in self.plan.parts:
-            sizes[part.recipe] += part.size
-        tensors = tuple(
-            TensorInfo(
-                recipe.name,
-                recipe.decoder.scheme,
-                recipe.decoder.inputs[0].dtype.name,
-                recipe.dtype.name,
-                recipe.shape,
-                recipe.decoder.parameters,
-                sum(tensor.nbytes for tensor in recipe.decoder.inputs),
-                sizes[i],
-            )
-            for i, recipe in enumerate(self.plan.recipes)
-        )
-        return Inspection(
-            self.name,
-            self.plan.commit,
-            len(self.plan.files),
-            sum(file.size for file in self.plan.files),
-            self.plan.parameters,
-            dict(Counter(tensor.scheme for tensor in tensors)),
-            tensors,
-            self.plan.skipped,
-            tuple(self.watch.warnings),
-        )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.source.close()
-
-
 class Job(Reading):
     """A reading, and where its result goes."""
 
@@ -244,17 +85,17 @@ class Job(Reading):
         token: str | None,
         options: Options,
         limits: Limits,
-        watch: Watch,
+        meter: Meter,
     ) -> None:
         self.limits = limits
         given = parse_destination(destination) if destination is not None else None
-        _refuse_same(_source_location(source, revision), given)
-        super().__init__(source, revision, token, options, watch)
+        _refuse_same(source_location(source, revision), given)
+        super().__init__(source, revision, token, options, meter)
         try:
             self.destination = given or self._default_destination()
             self._there: RepoState | None = None
             if isinstance(self.destination, HubLocation):
-                self._there = check_destination(self.client, self.destination.repo_id, watch)
+                self._there = check_destination(self.client, self.destination.repo_id, meter)
             else:
                 check_folder(parse_folder(self.destination.path))
         except BaseException:
@@ -262,7 +103,7 @@ class Job(Reading):
             raise
 
     def _default_destination(self) -> Location:
-        me = retried(self.client.whoami, self.watch)
+        me = retried(self.client.whoami, self.meter)
         return HubLocation(f"{me}/{self.name.rstrip('/').rpartition('/')[2]}-npy")
 
     @property
@@ -343,7 +184,7 @@ class Job(Reading):
             plan.bytes_out,
             self.limits.max_memory,
             min(self.limits.max_disk, allotment.workers * largest) if lfs else 0,
-            tuple(self.watch.warnings),
+            tuple(self.meter.warnings),
         )
 
     def _again(self, allotment: Allotment) -> int:
@@ -368,14 +209,15 @@ class Job(Reading):
             writers=allotment.workers,
             max_disk=self.limits.max_disk,
             message=message or f"Mirror {self.plan.repo or 'a local checkpoint'} at {self.plan.commit[:12]}",
-            read_seconds=_PATIENCE * _read_seconds(),
-            report=self.watch,
+            read_seconds=_PATIENCE * read_seconds(),
+            report=self.meter,
         )
 
     def publish(self, sink: Sink, outcome: Outcome) -> tuple[Published, bytes]:
         """Carried files, card and manifest, then the commit."""
         small = [
-            manifest.small_entry(path, data, _put(sink, path, data)) for path, data in self._small(outcome)
+            manifest.small_entry(path, data, sink.put(path, data).sha256)
+            for path, data in self._small(outcome)
         ]
         weights = [manifest.weight_entry(r.path, r.size, r.sha256) for r in outcome.receipts]
         decoded = any(recipe.decoder.scheme != "plain" for recipe in self.plan.recipes)
@@ -403,7 +245,7 @@ class Job(Reading):
         return sorted(files.items())
 
     def result(self, published: Published, built: bytes, outcome: Outcome, seconds: float) -> MirrorResult:
-        watch = self.watch
+        meter = self.meter
         losses: Mapping[str, tuple[int, int]] = {
             self.plan.recipes[i].name: (lost.overflow, lost.underflow) for i, lost in outcome.losses.items()
         }
@@ -415,36 +257,21 @@ class Job(Reading):
             None,
             parsed,
             losses,
-            tuple(watch.warnings),
+            tuple(meter.warnings),
             Stats(
                 len(self.plan.recipes),
                 self.plan.parameters,
                 len(self.plan.parts),
-                watch.bytes_read,
-                watch.bytes_written,
+                meter.bytes_read,
+                meter.bytes_written,
                 self.plan.bytes_out,
-                watch.retries,
-                watch.verified,
+                meter.retries,
+                meter.verified,
                 round(seconds, 3),
                 peak_memory(),
             ),
             published.changed,
         )
-
-
-def _put(sink: Sink, path: str, content: bytes) -> str:
-    return sink.put(path, content).sha256
-
-
-def _source_location(text: str, revision: str | None) -> Location:
-    location = parse_source(text, is_folder=Path(text).expanduser().is_dir())
-    if revision is None:
-        return location
-    if isinstance(location, FolderLocation):
-        raise UseError(f"folder `{text}` has no revision `{revision}`")
-    if location.revision not in (None, revision):
-        raise UseError(f"`{text}` names revision `{location.revision}`, `--revision` names `{revision}`")
-    return HubLocation(location.repo_id, revision, location.subfolder)
 
 
 def _refuse_same(source: Location, destination: Location | None) -> None:
@@ -464,22 +291,3 @@ def _largest_companions(plan: Plan) -> int:
         spans = plan.recipes[part.recipe].decoder.spans(*part.items)
         largest = max(largest, sum(stop - start for start, stop in spans[1:]))
     return largest
-
-
-def peak_memory() -> int | None:
-    """Peak resident bytes of this very process, where the system tells."""
-    return _status("VmHWM:")
-
-
-def memory_now() -> int | None:
-    """Resident bytes of this process, where the system tells."""
-    return _status("VmRSS:")
-
-
-def _status(key: str) -> int | None:
-    try:
-        with open("/proc/self/status", encoding="ascii") as status:
-            found = [line for line in status if line.startswith(key)]
-    except OSError:
-        return None
-    return int(found[0].split()[1]) * 1024 if found else None

@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tensorport_hub.core.size import format_size
-from tensorport_hub.job import memory_now
+from tensorport_hub.meter import memory_now
 from tensorport_hub.ports import (
     BytesRead,
     BytesWritten,

@@ -196,3 +196,22 @@ def test_odd_shapes_and_splits_arrive(hub: DevHub, tmp_path: Path) -> None:
             assert header == (1, 0)
     first = {s["file"].partition("/")[0] for s in stored_in}
     assert "shard_000" in first
+
+
+def test_xet_without_a_server(
+    home: Path, tmp_path: Path, gptoss: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against a Hub whose Xet storage is hf_xet's own `local://` store, the same mirror comes out."""
+    made = {}
+    for kind in ("local", "http"):
+        with DevHub(tmp_path / kind, xet=kind) as hub:
+            monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+            monkeypatch.setenv("HF_TOKEN", hub.token)
+            hub.add_repo("openai/tiny", gptoss)
+            mirror("openai/tiny", "me/tiny", transfer="xet")
+            made[kind] = contents(hub, "me/tiny")
+    weights = [{p: c for p, c in files.items() if p.endswith(".npy")} for files in made.values()]
+    assert weights[0] == weights[1]
+    expected = expected_gptoss(CHECKPOINTS / "gptoss_mxfp4")
+    for name, array in arrays(made["local"]).items():
+        assert np.array_equal(array.astype(np.float32), expected[name]), name

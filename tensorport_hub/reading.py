@@ -1,0 +1,150 @@
+"""A source and the plan that its headers make: everything that happens before there is a destination."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tensorport_hub.core import manifest, model_config
+from tensorport_hub.core.location import FolderLocation, HubLocation, Location, parse_source
+from tensorport_hub.core.plan import Options, Plan, lay_out
+from tensorport_hub.core.recipe import recipes
+from tensorport_hub.edge.hub_client import HubClient
+from tensorport_hub.edge.hub_source import HubSource
+from tensorport_hub.edge.local import LocalSource, parse_folder
+from tensorport_hub.edge.retry import retried
+from tensorport_hub.errors import SourceError, UseError
+from tensorport_hub.meter import Meter
+from tensorport_hub.ports import Source
+from tensorport_hub.results import Inspection, TensorInfo
+from tensorport_hub.survey import Survey, read_small, survey
+
+
+def read_seconds() -> float:
+    """How long a silent server is waited for, by the variable that every Hub tool reads."""
+    try:
+        return float(os.environ.get("HF_HUB_DOWNLOAD_TIMEOUT", ""))
+    except ValueError:
+        return 10.0
+
+
+def source_location(text: str, revision: str | None) -> Location:
+    """What SRC and `--revision` name together.
+
+    Raises:
+        UseError: they contradict each other, or SRC names nothing.
+    """
+    location = parse_source(text, is_folder=Path(text).expanduser().is_dir())
+    if revision is None:
+        return location
+    if isinstance(location, FolderLocation):
+        raise UseError(f"folder `{text}` has no revision `{revision}`")
+    if location.revision not in (None, revision):
+        raise UseError(f"`{text}` names revision `{location.revision}`, `--revision` names `{revision}`")
+    return HubLocation(location.repo_id, revision, location.subfolder)
+
+
+class Reading:
+    """A source and the plan that its headers make."""
+
+    def __init__(
+        self, source: str, revision: str | None, token: str | None, options: Options, meter: Meter
+    ) -> None:
+        self.options, self.meter, self.token = options, meter, token
+        self.location = source_location(source, revision)
+        subfolder = options.subfolder or getattr(self.location, "subfolder", None)
+        self.options = Options(**{**vars(options), "subfolder": subfolder})
+        self.source = self._open()
+        try:
+            self._refuse_mirrors()
+            self.survey = survey(
+                self.source,
+                subfolder=subfolder,
+                allow_patterns=options.allow_patterns,
+                include=options.include,
+                exclude=options.exclude,
+                report=meter,
+            )
+            self.plan = self._plan(self.survey)
+        except BaseException:
+            self.source.close()
+            raise
+
+    @property
+    def name(self) -> str:
+        """The source for people."""
+        if isinstance(self.location, HubLocation):
+            return self.location.repo_id
+        return self.location.path
+
+    @cached_property
+    def client(self) -> HubClient:
+        return HubClient(token=self.token)
+
+    def _open(self) -> Source:
+        if isinstance(self.location, FolderLocation):
+            return LocalSource(parse_folder(self.location.path))
+        location = self.location
+        state = retried(
+            lambda: self.client.repo_state(location.repo_id, location.revision, SourceError), self.meter
+        )
+        return HubSource(self.client, state, read_seconds=read_seconds(), report=self.meter)
+
+    def _refuse_mirrors(self) -> None:
+        paths = {file.path: file for file in self.source.files}
+        if manifest.PATH in paths and manifest.is_mirror(read_small(self.source, paths[manifest.PATH])):
+            raise UseError(
+                f"`{self.name}` is such a mirror already", hint="mirror the model it was made from"
+            )
+
+    def _plan(self, seen: Survey) -> Plan:
+        made = recipes(
+            seen.tensors,
+            precision=self.options.precision,
+            quantization_stated=model_config.states_quantization(seen.config),
+        )
+        parts = lay_out(made, shard_size=self.options.shard_size)
+        return Plan(
+            seen.repo, seen.revision, seen.files, tuple(made), parts, self.options, dict(seen.skipped)
+        )
+
+    def inspection(self) -> Inspection:
+        sizes = Counter[int]()
+        for part in self.plan.parts:
+            sizes[part.recipe] += part.size
+        tensors = tuple(
+            TensorInfo(
+                recipe.name,
+                recipe.decoder.scheme,
+                recipe.decoder.inputs[0].dtype.name,
+                recipe.dtype.name,
+                recipe.shape,
+                recipe.decoder.parameters,
+                sum(tensor.nbytes for tensor in recipe.decoder.inputs),
+                sizes[i],
+            )
+            for i, recipe in enumerate(self.plan.recipes)
+        )
+        return Inspection(
+            self.name,
+            self.plan.commit,
+            len(self.plan.files),
+            sum(file.size for file in self.plan.files),
+            self.plan.parameters,
+            dict(Counter(tensor.scheme for tensor in tensors)),
+            tensors,
+            self.plan.skipped,
+            tuple(self.meter.warnings),
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.source.close()
