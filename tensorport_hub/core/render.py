@@ -46,11 +46,10 @@ def render(
         spans = decoder.spans(first, last)
         stored = [data[a - at : b - at] for (data, at), (a, b) in zip(inputs, spans, strict=True)]
         values, overflow = decoder.decode(stored)
-        if overflow and saturate:
-            clip_infinities(values, decoder.dtype)
+        losses.overflow += overflow
         if recipe.casts:
             values, lost = cast(values, decoder.dtype, recipe.dtype, saturate=saturate)
             losses.add(lost)
-        if not (recipe.casts and saturate):
-            losses.overflow += overflow
+        if overflow and saturate:
+            clip_infinities(values, recipe.dtype)  # all of them are the decoder's: none was stored
         yield values.view(np.uint8).data
