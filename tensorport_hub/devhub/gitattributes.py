@@ -11,9 +11,11 @@ Source: gitattributes(5); the default file is the one that the Hub puts into a n
 from __future__ import annotations
 
 import re
+from codecs import getincrementaldecoder
 from functools import lru_cache
 
 REGULAR_LIMIT = 10_000_000
+SAMPLE_NBYTES = 512  # how much of a file clients show
 
 _PATTERNS = (
     "*.7z *.arrow *.bin *.bz2 *.ckpt *.ftz *.gz *.h5 *.joblib *.lfs.* *.mlmodel *.model *.msgpack *.npy *.npz"
@@ -80,13 +82,14 @@ class Rules:
 
 
 def is_binary(sample: bytes) -> bool:
-    """Not text: a NUL byte, or no UTF-8 (a character cut off by the end of the sample is fine)."""
+    """Not text: a NUL byte, or no UTF-8 (a full sample may end inside a character)."""
     if b"\0" in sample:
         return True
+    decoder = getincrementaldecoder("utf-8")()
     try:
-        sample.decode()
-    except UnicodeDecodeError as error:
-        return error.start < len(sample) - 3
+        decoder.decode(sample, final=len(sample) < SAMPLE_NBYTES)
+    except UnicodeDecodeError:
+        return True
     return False
 
 

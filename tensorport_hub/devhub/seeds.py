@@ -22,7 +22,6 @@ from tensorport_hub.devhub.repos import Repo
 from tensorport_hub.devhub.trees import Entry, git_blob_oid, lfs_entry
 
 ME = "me"
-SAMPLE = 512
 SKIPPED = (".git", ".cache")
 Content = Path | str | Mapping[str, bytes]
 
@@ -68,7 +67,7 @@ def _store(objects: ObjectStore, source: Path | bytes) -> FileBlob:
 def _entry(hub: Hub, rules: gitattributes.Rules, path: str, source: Path | bytes) -> Entry:
     """Store one file and describe it."""
     size = len(source) if isinstance(source, bytes) else source.stat().st_size
-    sample = next(_blocks(source), b"")[:SAMPLE]
+    sample = next(_blocks(source), b"")[: gitattributes.SAMPLE_NBYTES]
     blob = _store(hub.blobs.objects, source)
     if rules.mode(path, size, sample) == "lfs":
         return lfs_entry(path, blob.sha256, blob.size)

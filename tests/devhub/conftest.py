@@ -6,7 +6,6 @@ folder and gives it a new Xet session, and `lfs_only` turns Xet off where the LF
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 import random
@@ -48,7 +47,7 @@ def safetensors_bytes(header_nbytes: int | None = None) -> bytes:
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The client's caches, in the test's own folder."""
     folder = tmp_path / "home"
     monkeypatch.setenv("HF_HOME", str(folder))
@@ -59,8 +58,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(folder / "token"))
     monkeypatch.setattr(client_xet, "_GLOBAL_XET_HOLDER", client_xet.XetSessionHolder())
     disable_progress_bars()
-    yield folder
-    gc.collect()  # a local:// store stays locked until the objects that use it are gone
+    return folder
 
 
 @pytest.fixture
