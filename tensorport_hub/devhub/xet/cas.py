@@ -24,7 +24,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec
 
 from aiohttp import web
 
@@ -42,7 +42,6 @@ __all__ = ["Cas", "LocalCas", "XetBlob"]
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Args = ParamSpec("Args")
-Result = TypeVar("Result")
 
 _URL_SECONDS = 3600
 _WRITE_NBYTES = 4 << 20  # received bytes gathered before a thread writes them
@@ -59,7 +58,7 @@ class Cas:
         self._base_url = base_url
         self._check_token = check_token
         self._key = secrets.token_bytes(32)
-        self._workers = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="cas")
+        self._workers = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="cas-admission")
 
     def routes(self) -> list[web.AbstractRouteDef]:
         """The routes; all paths start with /cas/."""
@@ -108,7 +107,7 @@ class Cas:
         body = self._store.incoming()
         try:
             await self._receive(request, body, XORB_MAX_NBYTES)
-            new = await self._in_thread(admit_xorb, self._store, digest, body)
+            new = await self._admission(admit_xorb, self._store, digest, body)
         finally:
             body.unlink(missing_ok=True)
         return web.json_response({"was_inserted": new})
@@ -117,14 +116,14 @@ class Cas:
         body = self._store.incoming()
         try:
             await self._receive(request, body, SHARD_MAX_NBYTES)
-            new = await self._in_thread(admit_shard, self._store, body)
+            new = await self._admission(admit_shard, self._store, body)
         finally:
             body.unlink(missing_ok=True)
         return web.json_response({"result": int(new)})
 
     async def _get_reconstruction(self, request: web.Request) -> web.StreamResponse:
         digest = hash_bytes(request.match_info["hash"])
-        blob = await self._in_thread(self._store.file, digest)
+        blob = await asyncio.to_thread(self._store.file, digest)
         if blob is None:
             return _error(404, f"no file `{request.match_info['hash']}`")
         start, stop = _wanted(request.headers.get("Range"), blob.size)
@@ -132,7 +131,7 @@ class Cas:
             answer = _error(416, f"range starts at {start}, the file has {blob.size} bytes")
             answer.headers["Content-Range"] = f"bytes */{blob.size}"
             return answer
-        return web.json_response(await self._in_thread(reconstruction, blob, start, stop, self._grant))
+        return web.json_response(await asyncio.to_thread(reconstruction, blob, start, stop, self._grant))
 
     async def _get_xorb(self, request: web.Request) -> web.StreamResponse:
         """A range of a stored xorb, to whoever holds its signed URL."""
@@ -178,15 +177,14 @@ class Cas:
                     raise web.HTTPRequestEntityTooLarge(limit, nbytes, text=too_large)
                 held += block
                 if len(held) >= _WRITE_NBYTES:
-                    await self._in_thread(file.write, held)
+                    await asyncio.to_thread(file.write, held)
                     held = bytearray()
             file.write(held)
 
-    async def _in_thread(
-        self, work: Callable[Args, Result], *args: Args.args, **named: Args.kwargs
-    ) -> Result:
+    async def _admission(self, admit: Callable[Args, bool], *args: Args.args, **named: Args.kwargs) -> bool:
+        """Run a check in a thread of its own pool, one a processor: a look-up never waits behind it."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._workers, partial(work, *args, **named))
+        return await loop.run_in_executor(self._workers, partial(admit, *args, **named))
 
 
 async def _not_offered(request: web.Request) -> web.StreamResponse:
