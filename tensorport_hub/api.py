@@ -30,6 +30,7 @@ def mirror(
     *,
     revision: str | None = None,
     precision: str = "keep",
+    quantized: str = "decode",
     on_overflow: str = "error",
     on_underflow: str = "report",
     shard_size: str | int = "1.8GB",
@@ -56,6 +57,7 @@ def mirror(
         destination: `org/name` or a folder; by default `<me>/<model>-npy`.
         revision: branch, tag or commit of the source.
         precision: `keep`, `bfloat16`, `float16` or `float32`; floats only.
+        quantized: `decode`, or `keep`: packed tensors are copied as stored, under their stored names.
         on_overflow: `error`, `inf` or `saturate`: a finite value that the precision can't hold.
         on_underflow: `report` or `error`: non-zero values that become 0.
         shard_size: bytes a shard may hold.
@@ -99,6 +101,7 @@ def plan(
     *,
     revision: str | None = None,
     precision: str = "keep",
+    quantized: str = "decode",
     on_overflow: str = "error",
     on_underflow: str = "report",
     shard_size: str | int = "1.8GB",
@@ -176,6 +179,7 @@ def _options(given: Mapping[str, Any]) -> Options:
         subfolder=given["subfolder"],
         allow_patterns=_globs(given["allow_patterns"]),
         precision=given.get("precision", "keep"),
+        quantized=given.get("quantized", "decode"),
         on_overflow=given.get("on_overflow", "error"),
         on_underflow=given.get("on_underflow", "report"),
         shard_size=size,
@@ -193,6 +197,7 @@ def _options(given: Mapping[str, Any]) -> Options:
 
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "precision": ("keep", *PRECISIONS),
+    "quantized": ("decode", "keep"),
     "on_overflow": ("error", "inf", "saturate"),
     "on_underflow": ("report", "error"),
     "verify_source": ("auto", "whole", "no"),

@@ -159,7 +159,7 @@ class Job(Reading):
             workers=min(self.limits.workers, _XET_STREAMS) if streams else self.limits.workers,
             files=len(self.plan.files),
             writer_nbytes=STREAM_NBYTES if streams else 2 << 20,
-            companions=_largest_companions(self.plan),
+            held=_largest_held(self.plan),
         )
 
     def preview(self, private: bool | None) -> PlanResult:
@@ -220,7 +220,7 @@ class Job(Reading):
             for path, data in self._small(outcome)
         ]
         weights = [manifest.weight_entry(r.path, r.size, r.sha256) for r in outcome.receipts]
-        decoded = any(recipe.decoder.scheme != "plain" for recipe in self.plan.recipes)
+        decoded = self.plan.decodes
         built = manifest.build(
             self.plan,
             weights=weights,
@@ -233,7 +233,7 @@ class Job(Reading):
         return sink.commit(outcome.receipts), built
 
     def _small(self, outcome: Outcome) -> list[tuple[str, bytes]]:
-        decoded = any(recipe.decoder.scheme != "plain" for recipe in self.plan.recipes)
+        decoded = self.plan.decodes
         files: dict[str, bytes] = {}
         for carried in self.survey.carried:
             if decoded and carried.path in QUANTIZATION_CONFIGS:
@@ -285,9 +285,12 @@ def _refuse_same(source: Location, destination: Location | None) -> None:
         raise UseError("destination and source are the same", hint="choose another name for the mirror")
 
 
-def _largest_companions(plan: Plan) -> int:
+def _largest_held(plan: Plan) -> int:
+    """The most stored bytes that one part needs at once, besides the blocks that it is fed."""
     largest = 0
     for part in plan.parts:
-        spans = plan.recipes[part.recipe].decoder.spans(*part.items)
-        largest = max(largest, sum(stop - start for start, stop in spans[1:]))
+        decoder = plan.recipes[part.recipe].decoder
+        spans = decoder.spans(*part.items)
+        needed = spans if decoder.held else spans[1:]
+        largest = max(largest, sum(stop - start for start, stop in needed))
     return largest

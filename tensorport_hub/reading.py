@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tensorport_hub.core import manifest, model_config
+from tensorport_hub.core import manifest
 from tensorport_hub.core.location import FolderLocation, HubLocation, Location, parse_source
 from tensorport_hub.core.plan import Options, Plan, lay_out
 from tensorport_hub.core.recipe import recipes
@@ -102,14 +102,17 @@ class Reading:
             )
 
     def _plan(self, seen: Survey) -> Plan:
-        made = recipes(
-            seen.tensors,
-            precision=self.options.precision,
-            quantization_stated=model_config.states_quantization(seen.config),
-        )
-        parts = lay_out(made, shard_size=self.options.shard_size)
+        found = recipes(seen.checkpoint, precision=self.options.precision, quantized=self.options.quantized)
         return Plan(
-            seen.repo, seen.revision, seen.files, tuple(made), parts, self.options, dict(seen.skipped)
+            seen.repo,
+            seen.revision,
+            seen.files,
+            found.made,
+            lay_out(found.made, shard_size=self.options.shard_size),
+            self.options,
+            {**seen.skipped, **found.left_out},
+            seen.partial,
+            found.packed,
         )
 
     def inspection(self) -> Inspection:

@@ -15,9 +15,10 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from tensorport_hub.core.card import read_front_matter
+from tensorport_hub.core.detect import CONFIG_FILES, Checkpoint, is_fact, logical_name
 from tensorport_hub.core.digest import SourceFile, blob_oid
 from tensorport_hub.core.plan import WeightFile
-from tensorport_hub.core.recipe import logical_name
+from tensorport_hub.core.ranges import coalesce
 from tensorport_hub.core.safetensors import (
     FIRST_READ,
     Header,
@@ -32,6 +33,8 @@ from tensorport_hub.errors import CheckpointError, UseError, VerificationError, 
 from tensorport_hub.ports import Report, Source, Warned
 
 _READERS = 8
+_FACT_GAP = 256 * 1024
+_FACT_RANGE = 16 * 1024 * 1024
 _SMALL_LIMIT = 256 * 1024 * 1024
 
 
@@ -50,8 +53,9 @@ class Survey:
     Attributes:
         revision: the commit, or a digest of all headers where the source has none.
         files: weight files, by name.
-        tensors: wanted tensors, files by name, then by offset.
-        skipped: unwanted ones, with the reason.
+        checkpoint: wanted tensors, files by name, then by offset; their facts; configuration files.
+        skipped: unwanted tensors, with the reason.
+        partial: files that hold some of those.
         config: the model's `config.json`, parsed; empty where there is none.
         config_text: the same as text.
         card: front matter of the source's model card.
@@ -60,8 +64,9 @@ class Survey:
     repo: str | None
     revision: str
     files: tuple[WeightFile, ...]
-    tensors: tuple[TensorSpec, ...]
+    checkpoint: Checkpoint
     skipped: Mapping[str, str]
+    partial: tuple[str, ...]
     carried: tuple[Carried, ...]
     config: Mapping[str, Any]
     config_text: str | None
@@ -102,14 +107,26 @@ def survey(
     readme = by_path.get(f"{prefix}README.md") or by_path.get("README.md")
     config = by_path.get(f"{prefix}config.json")
     config_text = read_small(source, config).decode("utf-8", "replace") if config else None
+    configs = {
+        name: _config(read_small(source, by_path[prefix + name]).decode("utf-8", "replace"), prefix + name)
+        for name in CONFIG_FILES
+        if prefix + name in by_path
+    }
+    checkpoint = Checkpoint(
+        {tensor.name: tensor for tensor in wanted},
+        _facts(source, wanted),
+        configs,
+        {key: value for header in headers for key, value in header.metadata.items()},
+    )
     return Survey(
         source.repo,
         source.commit or _digest(headers, weights),
         weights,
-        wanted,
+        checkpoint,
         skipped,
+        tuple(sorted({header.file for header in headers if any(t.name in skipped for t in header.tensors)})),
         tuple(Carried(carried_name(f.path, subfolder), f) for f in chosen.carried),
-        _config(config_text, "config.json") if config_text is not None else {},
+        configs.get("config.json", {}),
         config_text,
         read_front_matter(read_small(source, readme).decode("utf-8", "replace")) if readme else {},
     )
@@ -226,6 +243,25 @@ def _filtered(
     if not wanted:
         raise UseError("no tensor is left to mirror", hint="check `--include` and `--exclude`")
     return tuple(wanted)
+
+
+def _facts(source: Source, tensors: Sequence[TensorSpec]) -> dict[str, bytes]:
+    """The contents of all small tensors that detection needs, by few requests."""
+    facts = [tensor for tensor in tensors if is_fact(tensor)]
+    by_file: dict[str, list[TensorSpec]] = {}
+    for tensor in facts:
+        by_file.setdefault(tensor.file, []).append(tensor)
+    found: dict[str, bytes] = {}
+    for file, wanted in by_file.items():
+        for start, stop in coalesce([(t.start, t.stop) for t in wanted], gap=_FACT_GAP, longest=_FACT_RANGE):
+            buffer = bytearray(stop - start)
+            source.read_into(file, start, memoryview(buffer))
+            found |= {
+                t.name: bytes(buffer[t.start - start : t.stop - start])
+                for t in wanted
+                if start <= t.start and t.stop <= stop
+            }
+    return found
 
 
 def _config(data: str, path: str) -> Mapping[str, Any]:

@@ -57,6 +57,13 @@ _content_options = _group(
         help="What floats are rounded to, once.",
     ),
     click.option(
+        "--quantized",
+        type=click.Choice(["decode", "keep"]),
+        default="decode",
+        show_default=True,
+        help="Decode packed weights, or copy them as they are stored.",
+    ),
+    click.option(
         "--on-overflow",
         type=click.Choice(["error", "inf", "saturate"]),
         default="error",

@@ -164,7 +164,15 @@ def reproduce(plan: Plan) -> str | None:
         return None
     defaults, options = Options(), plan.options
     words = ["tensorport-hub", "mirror", f"{plan.repo}@{plan.commit}"]
-    for key in ("subfolder", "precision", "on_overflow", "on_underflow", "shard_size", "verify_source"):
+    for key in (
+        "subfolder",
+        "precision",
+        "quantized",
+        "on_overflow",
+        "on_underflow",
+        "shard_size",
+        "verify_source",
+    ):
         value = getattr(options, key)
         if value != getattr(defaults, key):
             words += [f"--{key.replace('_', '-')}", str(value)]

@@ -89,6 +89,8 @@ def build(
         "files": [asdict(entry) for entry in sorted([*weights, *small], key=lambda e: e.path)],
         "skipped": dict(plan.skipped),
     }
+    if plan.packed:
+        manifest["packed"] = dict(plan.packed)
     if original_config is not None:
         manifest["original_config"] = original_config
     return dumps(manifest) + b"\n"

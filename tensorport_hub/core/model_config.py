@@ -15,13 +15,6 @@ PATH = "config.json"
 _KEYS = ("quantization_config", "compression_config", "quantization")
 
 
-def states_quantization(config: Mapping[str, Any]) -> bool:
-    """Whether a quantization is announced; null announces none."""
-    inner = config.get("text_config")
-    stated = any(config.get(key) is not None for key in _KEYS)
-    return stated or (isinstance(inner, Mapping) and inner.get(_KEYS[0]) is not None)
-
-
 def without_quantization(config: Mapping[str, Any]) -> bytes:
     """The same configuration, announcing none; key order and all else kept."""
     kept = {key: value for key, value in config.items() if key not in _KEYS}

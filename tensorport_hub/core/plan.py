@@ -40,6 +40,7 @@ class Options:
     subfolder: str | None = None
     allow_patterns: tuple[str, ...] = ()
     precision: str = "keep"
+    quantized: str = "decode"
     on_overflow: str = "error"
     on_underflow: str = "report"
     shard_size: int = 1_800_000_000
@@ -81,6 +82,8 @@ class Plan:
         commit: source commit; for a folder, a digest of its headers.
         files: the weight files, in the order that tensors come from them.
         skipped: stored tensors that no recipe uses, by name, with the reason.
+        partial: files of which some tensors are not wanted at all.
+        packed: under `--quantized keep`, output tensor -> how it decodes from the stored ones.
     """
 
     repo: str | None
@@ -90,6 +93,8 @@ class Plan:
     parts: tuple[Part, ...]
     options: Options
     skipped: Mapping[str, str] = field(default_factory=dict)
+    partial: tuple[str, ...] = ()
+    packed: Mapping[str, Any] = field(default_factory=dict)
     version: str = __version__
 
     @cached_property
@@ -110,6 +115,11 @@ class Plan:
     def shards(self) -> int:
         return self.parts[-1].shard + 1 if self.parts else 0
 
+    @property
+    def decodes(self) -> bool:
+        """Whether any quantized weight comes out decoded."""
+        return any(recipe.decoder.scheme != "plain" for recipe in self.recipes)
+
     def to_json(self) -> dict[str, Any]:
         """JSON values; `Plan.from_json` of them equals this plan."""
         index = {file.path: i for i, file in enumerate(self.files)}
@@ -124,6 +134,8 @@ class Plan:
                 [p.recipe, p.shard, p.path, p.size, [*p.rows], [*p.items], [*p.shape]] for p in self.parts
             ],
             "skipped": dict(self.skipped),
+            "partial": list(self.partial),
+            "packed": dict(self.packed),
         }
 
     @classmethod
@@ -145,6 +157,8 @@ class Plan:
             parts,
             Options(**options),
             dict(value["skipped"]),
+            tuple(value["partial"]),
+            dict(value["packed"]),
             value["version"],
         )
 

@@ -1,50 +1,85 @@
 """Which stored tensors make which output tensor.
 
-`recipes` looks at names, dtypes and shapes, tensor by tensor; the model's configuration is only asked whether
-it states a quantization at all. A stored tensor is claimed by exactly one recipe. Whatever looks quantized
-and is not a layout of `core/decode/` is refused by name, all of them at once: a silent copy of packed bytes
-would look like weights.
+Every tensor is offered to the families of `core/detect/` in their order; each stored tensor is claimed by
+exactly one recipe. Auxiliaries that are no weights (activation scales, KV-cache scales) are left out with a
+reason. What is left over passes as it is, unless it looks quantized: then it is refused by name, all such
+tensors at once, because a silent copy of packed bytes would look like weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from tensorport_hub.core.decode.cast import is_castable
 from tensorport_hub.core.decode.decoder import Decoder
-from tensorport_hub.core.decode.mxfp4 import Mxfp4
 from tensorport_hub.core.decode.plain import Plain
+from tensorport_hub.core.detect import CLAIMS, Checkpoint, Claim
 from tensorport_hub.core.npy import stored_shape
 from tensorport_hub.core.safetensors import shorten
 from tensorport_hub.core.tensor import PRECISIONS, DType, TensorSpec
 from tensorport_hub.errors import CheckpointError, gather
 
+_AUXILIARY = re.compile(
+    r"(^|[._])(input_scale|input_global_scale|input_zero_point|output_scale|activation_scale|input_scale_ub|"
+    r"q_scale|k_scale|v_scale|kv_scale|qscale_act|input_activation_scale|output_activation_scale)$"
+)
+"""Scales of activations and caches: never weights."""
+
 _SCHEME_OF_SUFFIX = {
     "qweight": "GPTQ or AWQ",
     "qzeros": "GPTQ or AWQ",
+    "scales": "GPTQ, AWQ or MLX",
     "g_idx": "GPTQ",
+    "biases": "MLX",
+    "qbiases": "metal",
     "weight_packed": "compressed-tensors",
+    "weight_shape": "compressed-tensors",
     "weight_g_idx": "compressed-tensors",
+    "compressed": "compressed-tensors sparse",
     "bitmask": "compressed-tensors sparse",
+    "row_offsets": "compressed-tensors sparse",
+    "scale_packed": "marlin-24",
+    "meta": "marlin-24",
     "absmax": "bitsandbytes",
     "quant_map": "bitsandbytes",
+    "nested_absmax": "bitsandbytes",
+    "nested_quant_map": "bitsandbytes",
     "SCB": "bitsandbytes int8",
+    "weight_format": "bitsandbytes int8",
     "W_q": "HQQ",
     "_data": "quanto",
-    "_weight_qdata": "torchao",
+    "_scale": "quanto",
+    "_shift": "quanto",
     "weight_scale": "FP8, compressed-tensors or ModelOpt",
     "weight_scale_2": "ModelOpt NVFP4",
     "weight_scale_inv": "FP8",
     "weight_global_scale": "compressed-tensors NVFP4",
     "weight_zero_point": "compressed-tensors",
+    "weight_scales": "EETQ",
     "qscale_weight": "Mistral FP8",
+    "embedding_quantized": "gemma QAT",
+    "embedding_scale": "gemma QAT",
+    "codes": "AQLM",
     "codebooks": "AQLM",
     "centroids": "VPTQ",
     "trellis": "EXL3",
+    "suh": "EXL3",
+    "svh": "EXL3",
     "qidxs": "QuIP",
     "dqweight": "FP-Quant",
     "pre_quant_scale": "ModelOpt AWQ",
+    "act_pre_scale": "torchao",
+    "svdquant_lora_a": "ModelOpt SVD",
+    "svdquant_lora_b": "ModelOpt SVD",
+}
+_SCHEME_OF_END = {
+    "_weight_qdata": "torchao",
+    "_weight_scale": "torchao or ModelOpt",
+    "_weight_zero_point": "torchao",
+    "_scale_inv": "FP8",
 }
 _PACKED_WEIGHTS = {"U8", "I8", "U16", "I16", "U32", "I32"}
 
@@ -69,103 +104,146 @@ class Recipe:
 
     @property
     def casts(self) -> bool:
-        return self.dtype != self.decoder.dtype
+        return self.dtype != self.decoder.exact
 
 
-def recipes(
-    tensors: Iterable[TensorSpec], *, precision: str = "keep", quantization_stated: bool = False
-) -> list[Recipe]:
-    """The output tensors, in the order of their primary inputs.
+@dataclass(frozen=True)
+class Recipes:
+    """All recipes, in the order of their primary inputs.
+
+    Attributes:
+        left_out: stored tensors that are no weights, with the reason.
+        packed: under `keep`, logical tensor -> how it decodes from the tensors as stored.
+    """
+
+    made: tuple[Recipe, ...]
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    packed: Mapping[str, Any] = field(default_factory=dict)
+
+
+def recipes(checkpoint: Checkpoint, *, precision: str = "keep", quantized: str = "decode") -> Recipes:
+    """The output tensors.
 
     Args:
-        tensors: all wanted stored tensors, files by name, then by offset.
+        checkpoint: all wanted tensors, files by name, then by offset.
         precision: `keep`, or a key of `PRECISIONS` that floats are rounded to.
-        quantization_stated: the model's configuration names a quantization.
+        quantized: `decode`, or `keep`: packed tensors pass as stored, under their stored names.
 
     Raises:
         CheckpointError: all tensors of unsupported schemes, all companions without partner.
     """
-    by_name: dict[str, TensorSpec] = {tensor.name: tensor for tensor in tensors}
-    eight_bit_scales = any(_is_scale(name) for name in by_name)
-    made: list[Recipe] = []
-    problems: list[str] = []
-    for tensor in by_name.values():
+    claims, problems = _claims(checkpoint, strict=quantized == "decode")
+    spent = {name: claim.name for claim in claims.values() for name in claim.spent}
+    consumed = {t.name for claim in claims.values() for t in claim.decoder.inputs}
+    if quantized == "keep":
+        kept = frozenset(consumed | spent.keys())
+        made = [_plain(t, "keep" if t.name in kept else precision) for t in checkpoint.tensors.values()]
+        return Recipes(tuple(made), {}, {claim.name: _described(claim) for claim in claims.values()})
+    made = []
+    left_out = {name: f"belongs to `{owner}`" for name, owner in spent.items() if name not in consumed}
+    for tensor in checkpoint.tensors.values():
         try:
-            decoder = _decoder(tensor, by_name, lone_float8=not (eight_bit_scales or quantization_stated))
-            if decoder is not None:
-                made.append(_recipe(tensor, decoder, precision))
+            if tensor.name in claims:
+                made.append(_decoded(claims[tensor.name], tensor, checkpoint, precision))
+            elif tensor.name in consumed or tensor.name in left_out:
+                continue
+            elif _AUXILIARY.search(tensor.name):
+                left_out[tensor.name] = "scale of activations or caches"
+            elif tensor.name not in problems:
+                refuse_unsupported(tensor, checkpoint)
+                made.append(_plain(tensor, precision))
         except CheckpointError as error:
-            problems.append(error.message)
-    problems += [
-        f"{recipe.decoder.inputs[0]} decodes to `{shorten(recipe.name)}`, which is a stored tensor too"
-        for recipe in made
-        if recipe.name != recipe.decoder.inputs[0].name and recipe.name in by_name
-    ]
+            problems[tensor.name] = error.message
     if problems:
         raise gather(
             CheckpointError,
-            problems,
-            hint="`--exclude` leaves tensors out; decoding supports plain dtypes and gpt-oss MXFP4",
+            list(problems.values()),
+            hint="`--exclude` leaves tensors out, `--quantized keep` copies them as they are stored",
         )
-    return made
+    return Recipes(tuple(made), left_out)
 
 
-def logical_name(stored: str) -> str:
-    """The output tensor that a stored tensor's name belongs to, if it is one of a group."""
-    for suffix in ("_blocks", "_scales"):
-        if stored.endswith(suffix):
-            return stored.removesuffix(suffix)
-    return stored
+def _claims(checkpoint: Checkpoint, *, strict: bool) -> tuple[dict[str, Claim], dict[str, str]]:
+    """Claims by the name of their primary; and, by tensor, what is wrong with the ones that failed."""
+    claims: dict[str, Claim] = {}
+    problems: dict[str, str] = {}
+    for tensor in checkpoint.tensors.values():
+        try:
+            found = next((c for c in (ask(tensor, checkpoint) for ask in CLAIMS) if c is not None), None)
+        except CheckpointError as error:
+            if strict:
+                problems[tensor.name] = error.message
+            continue
+        if found is not None:
+            claims[found.decoder.inputs[0].name] = found
+    return claims, problems
 
 
-def _recipe(tensor: TensorSpec, decoder: Decoder, precision: str) -> Recipe:
-    name = logical_name(tensor.name) if isinstance(decoder, Mxfp4) else tensor.name
-    dtype = decoder.dtype
+def _described(claim: Claim) -> dict[str, Any]:
+    decoder = claim.decoder
+    return {
+        "scheme": decoder.scheme,
+        "inputs": [tensor.name for tensor in decoder.inputs],
+        "params": dict(decoder.params),
+        "dtype": decoder.dtype.name,
+        "shape": [*decoder.shape],
+    }
+
+
+def _decoded(claim: Claim, primary: TensorSpec, checkpoint: Checkpoint, precision: str) -> Recipe:
+    own = {t.name for t in claim.decoder.inputs} | set(claim.spent)
+    if claim.name in checkpoint.tensors and claim.name not in own:
+        raise CheckpointError(f"{primary} decodes to `{shorten(claim.name)}`, which is a stored tensor too")
+    return Recipe(claim.name, claim.decoder, PRECISIONS.get(precision, claim.decoder.dtype))
+
+
+def _plain(tensor: TensorSpec, precision: str) -> Recipe:
+    dtype = tensor.dtype
     if precision != "keep" and dtype.kind == "float":
         if not is_castable(dtype):
             raise CheckpointError(f"{tensor} can't be rounded to {precision}: packed {dtype} has no decoder")
         dtype = PRECISIONS[precision]
-    recipe = Recipe(name, decoder, dtype)
     try:
-        _ = recipe.stored_shape
+        stored_shape(dtype, tensor.shape)
     except ValueError as error:
         raise CheckpointError(f"{tensor}: {error}") from None
-    return recipe
+    return Recipe(tensor.name, Plain(tensor), dtype)
 
 
-def _decoder(tensor: TensorSpec, by_name: Mapping[str, TensorSpec], *, lone_float8: bool) -> Decoder | None:
-    """The decoder whose primary `tensor` is; None for a companion."""
-    partner = _mxfp4_partner(tensor, by_name)
-    if partner is not None:
-        return Mxfp4(tensor, partner) if tensor.name.endswith("_blocks") else None
-    _refuse_unsupported(tensor, lone_float8)
-    return Plain(tensor)
+def refuse_unsupported(tensor: TensorSpec, checkpoint: Checkpoint) -> None:
+    """Whether an unclaimed tensor may pass as it is.
 
-
-def _mxfp4_partner(tensor: TensorSpec, by_name: Mapping[str, TensorSpec]) -> TensorSpec | None:
-    for own, other in (("_blocks", "_scales"), ("_scales", "_blocks")):
-        if tensor.name.endswith(own) and tensor.dtype.name == "U8":
-            name = tensor.name.removesuffix(own) + other
-            if name not in by_name:
-                raise CheckpointError(f"{tensor} looks like gpt-oss MXFP4, but `{shorten(name)}` is absent")
-            return by_name[name]
-    return None
-
-
-def _is_scale(name: str) -> bool:
-    last = name.rpartition(".")[2]
-    return last == "scale" or last.endswith(("_scale", "_scale_inv", "_scales"))
-
-
-def _refuse_unsupported(tensor: TensorSpec, lone_float8: bool) -> None:
+    Raises:
+        CheckpointError: it looks like a part of something quantized.
+    """
     module, _, last = tensor.name.rpartition(".")
-    scheme = _SCHEME_OF_SUFFIX.get(last)
-    if scheme is None and ".quant_state." in tensor.name:
+    scheme = _SCHEME_OF_SUFFIX.get(last) or next(
+        (scheme for end, scheme in _SCHEME_OF_END.items() if tensor.name.endswith(end)), None
+    )
+    if ".quant_state." in tensor.name:
         scheme = "bitsandbytes"
-    if scheme is not None:
-        raise CheckpointError(f"{tensor} belongs to a scheme that is not supported: {scheme}")
+    if scheme is not None and _is_companion(tensor, checkpoint):
+        raise CheckpointError(f"{tensor} belongs to a module that no supported scheme explains: {scheme}")
     is_weight = (last == "weight" or not module) and len(tensor.shape) in (2, 3)
     if tensor.dtype.name in _PACKED_WEIGHTS and is_weight:
         raise CheckpointError(f"{tensor} looks like a packed weight of a scheme that is not supported")
-    if tensor.dtype.name.startswith("F8") and not lone_float8:
-        raise CheckpointError(f"{tensor} looks like a scaled 8-bit float weight: FP8 is not supported")
+    if tensor.dtype.name.startswith("F8") and (checkpoint.quantization or _has_scales(checkpoint)):
+        raise CheckpointError(f"{tensor} is an 8-bit float weight without the scale that it needs")
+
+
+def _is_companion(tensor: TensorSpec, checkpoint: Checkpoint) -> bool:
+    """A name alone says little where it is a common word; a sibling of packed dtype says much."""
+    last = tensor.name.rpartition(".")[2]
+    if last not in ("scales", "biases", "codes", "meta", "_scale", "_shift"):
+        return True
+    module = tensor.name.removesuffix(last)
+    return any(
+        name.startswith(module) and t.dtype.name in _PACKED_WEIGHTS for name, t in checkpoint.tensors.items()
+    )
+
+
+def _has_scales(checkpoint: Checkpoint) -> bool:
+    return any(_SCALE.search(name) for name in checkpoint.tensors)
+
+
+_SCALE = re.compile(r"(^|[._])(weight_)?scales?(_inv|_2)?$")

@@ -28,13 +28,12 @@ _GAP = 64 * 1024
 
 @dataclass(frozen=True)
 class Piece:
-    """A block's bytes `offset:offset + nbytes` are the primary's, for output items `start:stop` of a part."""
+    """A block's bytes from `offset` on are bytes `start:stop` of what a part needs of its primary."""
 
     part: Part
     start: int
     stop: int
     offset: int
-    nbytes: int
 
 
 @dataclass(frozen=True)
@@ -71,22 +70,26 @@ class Walk:
 
     Attributes:
         empty: parts without any bytes to read.
+        apart: parts that read all their ranges themselves: held ones whose bytes another part is fed.
         bytes_again: bytes that are read a second time, here or in another file.
         kept: bytes of companions that may be held at once.
+        bytes_apart: what the parts of `apart` read.
     """
 
     file: WeightFile
     whole: bool
     blocks: tuple[Block, ...]
     empty: tuple[Part, ...]
+    apart: tuple[Part, ...]
     bytes_again: int
     kept: int
+    bytes_apart: int
 
     @property
     def bytes_read(self) -> int:
         """All bytes that the walk asks the source for."""
         apart = sum(c.stop - c.start for b in self.blocks for c in b.companions if c.how == "apart")
-        return sum(b.stop - b.start for b in self.blocks) + apart
+        return sum(b.stop - b.start for b in self.blocks) + apart + self.bytes_apart
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,11 @@ class _Use:
     stop: int
     grain: int
     companions: tuple[tuple[str, int, int], ...]
+    apart: bool
+
+    @property
+    def nbytes(self) -> int:
+        return self.stop - self.start + sum(stop - start for _, start, stop in self.companions)
 
 
 class Schedule:
@@ -124,22 +132,17 @@ class Schedule:
         verify = self._plan.options.verify_source
         if verify == "no":
             return frozenset()
-        wanted = dict.fromkeys((file.path for file in self._plan.files), 0)
-        for recipe in self._plan.recipes:
-            for tensor in recipe.decoder.inputs:
-                wanted[tensor.file] += tensor.nbytes
-        return frozenset(
-            file.path
-            for file in self._plan.files
-            if verify == "whole" or wanted[file.path] == file.size - file.data_start
-        )
+        partial = self._plan.partial if verify == "auto" else ()
+        return frozenset(file.path for file in self._plan.files if file.path not in partial)
 
     def walk(self, file: WeightFile) -> Walk:
         """How `file` is read. Under `auto` it is read whole where every tensor of it is wanted."""
         uses = sorted(self._uses[file.path], key=lambda use: (use.start, use.part.index))
         empty = tuple(use.part for use in uses if use.start == use.stop)
         filled = [use for use in uses if use.start < use.stop]
-        return _Walker(file.path, filled, self._whole, self._keep).walk(file, empty, self._block)
+        fed = [use for use in filled if not use.apart]
+        walker = _Walker(file.path, fed, self._whole, self._keep)
+        return walker.walk(file, empty, [use for use in filled if use.apart], self._block)
 
     def bytes_again(self) -> int:
         """Bytes of the whole plan that order forces to be read twice."""
@@ -153,7 +156,9 @@ def _use(plan: Plan, part: Part) -> _Use:
         for tensor, (start, stop) in zip(decoder.inputs, decoder.spans(*part.items), strict=True)
     ]
     first, last = decoder.spans(0, decoder.grain)[0]
-    return _Use(part, ranges[0][1], ranges[0][2], last - first, tuple(ranges[1:]))
+    grain = 1 if decoder.held else last - first
+    apart = decoder.held and part.rows[0] > 0
+    return _Use(part, ranges[0][1], ranges[0][2], grain, tuple(ranges[1:]), apart)
 
 
 class _Walker:
@@ -177,7 +182,7 @@ class _Walker:
                     room -= stop - start
         return chosen
 
-    def walk(self, file: WeightFile, empty: tuple[Part, ...], size: int) -> Walk:
+    def walk(self, file: WeightFile, empty: tuple[Part, ...], apart: Sequence[_Use], size: int) -> Walk:
         whole = self.path in self.whole
         spans = [(use.start, use.stop) for use in self.uses]
         ranges = [(0, file.size)] if whole else coalesce(spans, gap=_GAP)
@@ -198,7 +203,17 @@ class _Walker:
             blocks.append(Block(start, stop, tuple(pieces), tuple(companions), retain))
             self.ahead = [(a, b) for a, b in self.ahead if b > stop]
         kept = self.most_ahead + sum(b - a for a, b in self.retained)
-        return Walk(file, whole, tuple(blocks), empty, self.again, kept)
+        pulled = sum(use.nbytes for use in apart)
+        return Walk(
+            file,
+            whole,
+            tuple(blocks),
+            empty,
+            tuple(use.part for use in apart),
+            self.again + pulled,
+            kept,
+            pulled,
+        )
 
     def _companions(self, use: _Use, start: int, stop: int, retained: set[Range]) -> Iterator[Companion]:
         for file, first, last in use.companions:
@@ -228,12 +243,7 @@ def _overlapping(uses: Sequence[_Use], at: int, start: int, stop: int) -> Iterat
 
 
 def _piece(use: _Use, first: int, last: int, block_start: int) -> Piece:
-    """Items of a byte range of the primary: bytes and items grow together."""
-    items = use.part.items[1] - use.part.items[0]
-    nbytes = use.stop - use.start
-    start = use.part.items[0] + (first - use.start) * items // nbytes
-    stop = use.part.items[0] + (last - use.start) * items // nbytes
-    return Piece(use.part, start, stop, first - block_start, last - first)
+    return Piece(use.part, first - use.start, last - use.start, first - block_start)
 
 
 def _cuts(ranges: Sequence[Range], uses: Sequence[_Use], block: int) -> Iterator[Range]:

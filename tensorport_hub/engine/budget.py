@@ -42,7 +42,7 @@ class Allotment:
     buffers: int
 
 
-def allot(max_memory: int, *, workers: int, files: int, writer_nbytes: int, companions: int) -> Allotment:
+def allot(max_memory: int, *, workers: int, files: int, writer_nbytes: int, held: int) -> Allotment:
     """The most parallel way to stay below `max_memory`.
 
     Args:
@@ -50,21 +50,21 @@ def allot(max_memory: int, *, workers: int, files: int, writer_nbytes: int, comp
         workers: parts in flight that the user wants at most.
         files: source files to walk.
         writer_nbytes: what one open writer of the sink buffers.
-        companions: the largest companion bytes of one part.
+        held: the most stored bytes that one part needs at once.
 
     Raises:
         LimitError: not even one part at a time fits.
     """
     for parallel in range(max(workers, 1), 0, -1):
         lanes = max(1, min(parallel, files))
-        fixed = BASE + parallel * (writer_nbytes + _TILE_SCRATCH + companions)
+        fixed = BASE + parallel * (writer_nbytes + _TILE_SCRATCH + held)
         room = (max_memory - fixed) // lanes
         block = min(_LARGEST_BLOCK, room // (2 * _DEPTH + 4) // _SMALLEST_BLOCK * _SMALLEST_BLOCK)
         if block >= _SMALLEST_BLOCK and (block >= 4 * _SMALLEST_BLOCK or parallel == 1):
             buffers = _DEPTH + 2
             keep = max(0, min(256 * MiB, room - buffers * block))
             return Allotment(lanes, parallel, block, _DEPTH, keep, buffers)
-    least = BASE + writer_nbytes + _TILE_SCRATCH + companions + (2 * _DEPTH + 4) * _SMALLEST_BLOCK
+    least = BASE + writer_nbytes + _TILE_SCRATCH + held + (2 * _DEPTH + 4) * _SMALLEST_BLOCK
     raise LimitError(
         f"the memory cap is too small: expected at least {-(-least // 1_000_000)}MB, got {max_memory} bytes",
         hint="raise `--max-memory`",

@@ -76,6 +76,10 @@ class Lane:
         finally:
             for run in self._runs.values():
                 run.end()
+        for part in self._walk.apart:
+            run = self._make(part)
+            run.pulls = True
+            self._start(run)
         return self._verify()
 
     def _walk_blocks(self, fetcher: ThreadPoolExecutor) -> None:
@@ -145,10 +149,10 @@ class Lane:
                 )
             for piece in block.pieces:
                 run = self._run_of(piece.part)
-                run.feed(piece.start, piece.stop, shared, (piece.offset, piece.offset + piece.nbytes))
-                if piece.start == piece.part.items[0]:
+                run.feed(piece.start, piece.stop, shared, piece.offset)
+                if piece.start == 0:
                     self._start(run)
-                if piece.stop == piece.part.items[1]:
+                if piece.stop == run.nbytes:
                     del self._runs[piece.part.index]
         finally:
             shared.release()

@@ -28,8 +28,11 @@ from tensorport_hub.ports import BytesWritten, PartDone, PartRetried, Receipt, R
 ATTEMPTS = 4
 _PAUSE = 0.5
 
-Fed = tuple[int, int, SharedBlock, Range]
-"""Items `start:stop`, and the block's byte range that holds them."""
+Fed = tuple[int, int, SharedBlock, int]
+"""Bytes `start:stop` of what the part needs of its primary, and where in the block they begin."""
+
+Items = tuple[int, int, Bytes]
+"""Items `start:stop`, and the bytes of the primary that hold them."""
 
 
 @dataclass
@@ -40,11 +43,21 @@ class PartRun:
     recipe: Recipe
     companions: list[Bytes] = field(default_factory=list)
     losses: Losses = field(default_factory=Losses)
+    pulls: bool = False
+    """It reads all its ranges itself; nothing is fed."""
+    at: int = 0
+    """Bytes of the primary that were taken so far."""
     _queue: SimpleQueue[Fed | None] = field(default_factory=SimpleQueue)
 
-    def feed(self, start: int, stop: int, block: SharedBlock, where: Range) -> None:
-        """Hand over the next items; `block` is held until they are written."""
-        self._queue.put((start, stop, block.hold(), where))
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the primary that the part needs."""
+        start, stop = self.recipe.decoder.spans(*self.part.items)[0]
+        return stop - start
+
+    def feed(self, start: int, stop: int, block: SharedBlock, offset: int) -> None:
+        """Hand over the next bytes; `block` is held until they are written."""
+        self._queue.put((start, stop, block.hold(), offset))
 
     def end(self) -> None:
         """No more will come: the lane stopped."""
@@ -57,32 +70,47 @@ class PartRun:
             (t.start + a, t.start + b) for t, (a, b) in zip(self.recipe.decoder.inputs, spans, strict=True)
         ]
 
-    def fed(self) -> Iterator[tuple[int, int, Bytes]]:
+    def fed(self) -> Iterator[Items]:
         """Items and their primary bytes, as the lane delivers them; blocks are released one by one.
 
         Raises:
-            Stopped: the lane ended before the last item came.
+            Stopped: the lane ended before the last byte came.
         """
-        at, last = self.part.items
-        while at < last:
+        if self.recipe.decoder.held:
+            held = np.empty(self.nbytes, np.uint8)
+            for start, stop, data in self._taken():
+                held[start:stop] = data
+            yield *self.part.items, held
+            return
+        first, last = self.part.items
+        for start, stop, data in self._taken():
+            yield (
+                first + start * (last - first) // self.nbytes,
+                first + stop * (last - first) // self.nbytes,
+                data,
+            )
+
+    def _taken(self) -> Iterator[Items]:
+        """Bytes of the primary in order, from the queue."""
+        while self.at < self.nbytes:
             entry = self._queue.get()
             if entry is None:
                 self.end()  # for `drain`, which looks again
                 raise Stopped
-            start, stop, block, (first, end) = entry
+            start, stop, block, offset = entry
+            self.at = stop
             try:
-                yield start, stop, block.data[first:end]
+                yield start, stop, block.data[offset : offset + stop - start]
             finally:
                 block.release()
-            at = stop
 
-    def drain(self, at: int) -> None:
-        """Let go of what is still fed after item `at`."""
-        while at < self.part.items[1]:
+    def drain(self) -> None:
+        """Let go of what is still fed."""
+        while self.at < self.nbytes and not self.pulls:
             entry = self._queue.get()
             if entry is None:
                 return
-            at = entry[1]
+            self.at = entry[1]
             entry[2].release()
 
 
@@ -102,14 +130,15 @@ class PartWriter:
             TensorportError: what the sink, the source or the values are at fault for.
             Stopped: the run stopped.
         """
-        progress = [run.part.items[0]]
         try:
-            return self._attempt(run, _marked(run.fed(), progress))
+            if run.pulls:
+                run.companions = self._read_companions(run)
+            return self._attempt(run, self._replayed(run) if run.pulls else run.fed())
         except TensorportError as error:
-            run.drain(progress[0])
+            run.drain()
             failure = error
         except BaseException:
-            run.drain(progress[0])
+            run.drain()
             raise
         for attempt in range(2, ATTEMPTS + 1):
             if not failure.transient:
@@ -124,7 +153,7 @@ class PartWriter:
                 failure = error
         raise failure
 
-    def _attempt(self, run: PartRun, pieces: Iterator[tuple[int, int, Bytes]]) -> Receipt:
+    def _attempt(self, run: PartRun, pieces: Iterator[Items]) -> Receipt:
         run.losses = Losses()
         part, recipe = run.part, run.recipe
         writer = self._sink.open(part.path, part.size)
@@ -164,11 +193,13 @@ class PartWriter:
             for tensor, (start, stop) in zip(inputs[1:], run.spans()[1:], strict=True)
         ]
 
-    def _replayed(self, run: PartRun) -> Iterator[tuple[int, int, Bytes]]:
+    def _replayed(self, run: PartRun) -> Iterator[Items]:
         decoder = run.recipe.decoder
         tensor = decoder.inputs[0]
         grain = decoder.spans(0, decoder.grain)[0][1]
         items = max(1, self._block // grain) * decoder.grain
+        if decoder.held:
+            items = max(1, run.part.items[1] - run.part.items[0])
         for start in range(*run.part.items, items):
             stop = min(start + items, run.part.items[1])
             first, last = decoder.spans(start, stop)[0]
@@ -177,15 +208,6 @@ class PartWriter:
                 stop,
                 read_range(self._source, tensor.file, tensor.start + first, tensor.start + last),
             )
-
-
-def _marked(
-    pieces: Iterator[tuple[int, int, Bytes]], progress: list[int]
-) -> Iterator[tuple[int, int, Bytes]]:
-    """The same pieces; `progress[0]` is the item up to which they were taken."""
-    for piece in pieces:
-        progress[0] = piece[1]
-        yield piece
 
 
 def read_range(source: Source, file: str, start: int, stop: int) -> Bytes:

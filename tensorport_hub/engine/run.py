@@ -113,7 +113,7 @@ class _Run:
 
     def _write(self, run: PartRun) -> None:
         if self._stop:
-            run.drain(run.part.items[0])
+            run.drain()
             return
         try:
             receipt = self._writer.write(run)

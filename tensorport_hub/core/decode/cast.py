@@ -124,6 +124,15 @@ def _clip(bits: Dense, where: npt.NDArray[np.bool_], form: _Bits) -> None:
     bits[where] -= form.word(1)  # the code below infinity is the largest finite value, of the same sign
 
 
+def canonical_nans(values: Dense, dtype: DType) -> None:
+    """Make every NaN that arithmetic left in F16, BF16 or F32 `values` the canonical one, in place."""
+    form = _BITS[dtype.name]
+    bits = values.view(form.word)
+    magnitude = bits & form.word(form.magnitude)
+    if magnitude.size and magnitude.max() > form.infinity:
+        bits[magnitude > form.infinity] = form.nan
+
+
 def clip_infinities(values: Dense, dtype: DType) -> None:
     """Replace every infinity, in place, by the largest finite value of its sign."""
     form = _BITS[dtype.name]

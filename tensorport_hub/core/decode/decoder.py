@@ -1,70 +1,102 @@
 """What a decoder is: one layout bound to one module's stored tensors.
 
-A decoder turns ranges of stored bytes into ranges of output elements. Elements are counted in C order over
-the decoder's own output `shape`; a range starts and stops at multiples of `grain` (or at the end), the
-smallest number of elements that can be decoded alone: 1 for plain tensors, 32 for MXFP4. `spans` says which
-bytes of each input such a range needs, so that reading, cutting into parts and resuming never depend on the
-layout. The first input is the *primary*: the big one, whose bytes arrive in order.
+A decoder turns stored bytes into output items. Items are counted in C order over the decoder's own output
+`shape`; any range of them that starts and stops at multiples of `grain` (or at the end) can be decoded alone.
+`spans` says which bytes of each input such a range needs, so that reading, cutting into parts and resuming
+never depend on the layout. The first input is the *primary*: the big one, whose bytes arrive in order.
+
+Most layouts pack along rows, so bytes of the primary and items grow together. Those that don't (GPTQ packs
+along the input axis and comes out transposed) are *held*: any range needs all bytes of every input.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from math import prod
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from tensorport_hub.core.ranges import Range
-from tensorport_hub.core.tensor import DType, TensorSpec
+from tensorport_hub.core.tensor import DTYPES, DType, TensorSpec
 
 Bytes = npt.NDArray[np.uint8]
 Dense = npt.NDArray[Any]
+Params = Mapping[str, int | float | str]
 
 
-class Decoder(Protocol):
-    """One layout bound to one module's stored tensors; immutable and safe to share between threads."""
+class Decoder(ABC):
+    """One layout bound to one module's stored tensors; immutable and safe to share between threads.
+
+    A subclass is a frozen dataclass whose fields are, in this order, its inputs and then its `params`, so
+    that `Subclass(*inputs, **params)` makes it again from a plan's JSON. Its constructor checks dtypes and
+    shapes of the inputs against each other.
+
+    Raises:
+        CheckpointError: the inputs don't belong together.
+    """
+
+    scheme: ClassVar[str]
+    """The layout's name in plan and manifest."""
+
+    held: ClassVar[bool] = False
+    """Every range needs all bytes of every input."""
 
     @property
-    def scheme(self) -> str:
-        """The layout's name in plan and manifest."""
-
-    @property
+    @abstractmethod
     def inputs(self) -> tuple[TensorSpec, ...]:
         """Stored tensors that it reads, the primary first."""
 
     @property
-    def params(self) -> Mapping[str, int | str]:
-        """What besides the inputs determines the output; JSON values."""
+    def params(self) -> Params:
+        """What besides the inputs determines the output."""
+        return {}
 
     @property
+    @abstractmethod
     def dtype(self) -> DType:
-        """Element type of the output: what the layout's reference decoder returns."""
+        """Element type that the layout's reference decoder returns: what `keep` gives."""
 
     @property
+    def exact(self) -> DType:
+        """Element type of what `decode` returns: F32, before the one rounding to `dtype` or to another.
+
+        A layout whose reference rounds twice returns values already rounded to its own type.
+        """
+        return DTYPES["F32"]
+
+    @property
+    @abstractmethod
     def shape(self) -> tuple[int, ...]:
         """Logical shape of the output."""
 
     @property
     def items(self) -> int:
         """Number of output items: elements, or bytes of packed elements."""
-
-    @property
-    def grain(self) -> int:
-        """Items that can be decoded alone; ranges start at its multiples."""
+        return prod(self.shape)
 
     @property
     def parameters(self) -> int:
         """True logical number of weights in the output."""
+        return prod(self.shape)
+
+    @property
+    def grain(self) -> int:
+        """Items that can be decoded alone; ranges start at its multiples. By default a row."""
+        return max(self.shape[-1], 1) if self.shape else 1
 
     def spans(self, start: int, stop: int) -> tuple[Range, ...]:
         """For output items `start:stop`: the byte range of each input, from that tensor's first byte."""
+        return tuple((0, tensor.nbytes) for tensor in self.inputs)
 
-    def decode(self, inputs: Sequence[Bytes]) -> tuple[Dense, int]:
-        """Decode the bytes that `spans` names for some range.
+    @abstractmethod
+    def decode(self, inputs: Sequence[Bytes], start: int, stop: int) -> tuple[Dense, int]:
+        """Decode items `start:stop` from the bytes that `spans(start, stop)` names.
 
         Returns:
-            The items, 1-D, in `dtype.numpy`: a view of the input where nothing changes, else a fresh array.
-            And how many of them are infinite although the stored value is finite (too large for `dtype`);
+            The items, 1-D, in `exact.numpy`: a view of the input where nothing changes, else a fresh array.
+            And how many of them are infinite although the stored value is finite (too large for `exact`);
             where that is not 0, no infinity was stored.
         """

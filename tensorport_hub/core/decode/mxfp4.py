@@ -15,17 +15,16 @@ Sources: OCP Microscaling Formats (MX) v1.0, sections 5.2 and 5.3.3; openai/gpt-
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from math import prod
 from typing import ClassVar
 
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from tensorport_hub.core.decode.decoder import Bytes, Dense
+from tensorport_hub.core.decode.decoder import Bytes, Decoder, Dense
 from tensorport_hub.core.ranges import Range
 from tensorport_hub.core.tensor import DTYPES, DType, TensorSpec
 from tensorport_hub.errors import CheckpointError
@@ -53,7 +52,7 @@ def _pairs() -> npt.NDArray[np.uint32]:
 
 
 @dataclass(frozen=True)
-class Mxfp4:
+class Mxfp4(Decoder):
     """`X_blocks` and `X_scales` of gpt-oss.
 
     Raises:
@@ -63,7 +62,6 @@ class Mxfp4:
     blocks: TensorSpec
     scales: TensorSpec
     scheme: ClassVar[str] = "mxfp4"
-    grain: ClassVar[int] = _BLOCK
 
     def __post_init__(self) -> None:
         u8 = DTYPES["U8"]
@@ -82,10 +80,6 @@ class Mxfp4:
         return (self.blocks, self.scales)
 
     @property
-    def params(self) -> Mapping[str, int | str]:
-        return {}
-
-    @property
     def dtype(self) -> DType:
         return DTYPES["BF16"]
 
@@ -94,17 +88,17 @@ class Mxfp4:
         return (*self.scales.shape[:-1], self.scales.shape[-1] * _BLOCK)
 
     @property
-    def items(self) -> int:
-        return prod(self.shape)
+    def exact(self) -> DType:
+        return self.dtype
 
     @property
-    def parameters(self) -> int:
-        return self.items
+    def grain(self) -> int:
+        return _BLOCK
 
     def spans(self, start: int, stop: int) -> tuple[Range, ...]:
         return (start // 2, stop // 2), (start // _BLOCK, stop // _BLOCK)
 
-    def decode(self, inputs: Sequence[Bytes]) -> tuple[Dense, int]:
+    def decode(self, inputs: Sequence[Bytes], start: int, stop: int) -> tuple[Dense, int]:
         blocks, scales = inputs
         index = np.empty((scales.size, _BLOCK_NBYTES), np.uint16)
         np.left_shift(scales.astype(np.uint16)[:, None], np.uint16(8), out=index)

@@ -6,34 +6,37 @@ their packed bytes (items are bytes). Source: the safetensors format.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tensorport_hub.core.decode.decoder import Bytes, Dense
+from tensorport_hub.core.decode.decoder import Bytes, Decoder, Dense
 from tensorport_hub.core.ranges import Range
 from tensorport_hub.core.tensor import DType, TensorSpec
 
 
 @dataclass(frozen=True)
-class Plain:
+class Plain(Decoder):
     """One stored tensor, unchanged."""
 
     tensor: TensorSpec
     scheme: ClassVar[str] = "plain"
-    grain: ClassVar[int] = 1
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
         return (self.tensor,)
 
     @property
-    def params(self) -> Mapping[str, int | str]:
-        return {}
-
-    @property
     def dtype(self) -> DType:
         return self.tensor.dtype
+
+    @property
+    def exact(self) -> DType:
+        return self.tensor.dtype
+
+    @property
+    def grain(self) -> int:
+        return 1
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -51,5 +54,5 @@ class Plain:
     def spans(self, start: int, stop: int) -> tuple[Range, ...]:
         return ((start * self.dtype.itemsize, stop * self.dtype.itemsize),)
 
-    def decode(self, inputs: Sequence[Bytes]) -> tuple[Dense, int]:
+    def decode(self, inputs: Sequence[Bytes], start: int, stop: int) -> tuple[Dense, int]:
         return inputs[0].view(self.dtype.numpy), 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from tensorport_hub.core.decode.decoder import Decoder
+from tensorport_hub.core.decode.decoder import Decoder, Params
 from tensorport_hub.core.decode.mxfp4 import Mxfp4
 from tensorport_hub.core.decode.plain import Plain
 from tensorport_hub.core.tensor import TensorSpec
@@ -12,6 +12,6 @@ from tensorport_hub.core.tensor import TensorSpec
 SCHEMES: Mapping[str, Callable[..., Decoder]] = {Plain.scheme: Plain, Mxfp4.scheme: Mxfp4}
 
 
-def bind(scheme: str, inputs: Sequence[TensorSpec], params: Mapping[str, int | str]) -> Decoder:
+def bind(scheme: str, inputs: Sequence[TensorSpec], params: Params) -> Decoder:
     """The decoder that `scheme`, `inputs` and `params` of a plan describe."""
     return SCHEMES[scheme](*inputs, **params)

@@ -1,0 +1,106 @@
+"""Bits and small floats: the bookkeeping that all packed layouts share.
+
+"LE bit stream": words are seen as little-endian bytes, bits are taken `nbits` at a time, the least
+significant first; for 2, 4 and 8 bits that is `(word >> nbits * j) & mask`. Tables are in float32 and exact.
+
+Sources: OCP Microscaling Formats (MX) v1.0, section 5 (E2M1, E2M3, E8M0); OCP 8-bit Floating Point (E4M3).
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from tensorport_hub.core.decode.decoder import Bytes
+
+Floats = npt.NDArray[np.float32]
+
+E2M1: Floats = np.array(
+    [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0], np.float32
+)
+"""Code -> value of the 4-bit float; code 8 is -0."""
+
+CANONICAL_NAN = np.uint32(0x7FC00000)
+
+
+@cache
+def e8m0() -> Floats:
+    """Byte -> 2^(byte - 127); byte 0 is the subnormal 2^-127, byte 255 NaN."""
+    table = np.ldexp(np.float64(1), np.arange(256) - 127).astype(np.float32)
+    table.view(np.uint32)[255] = CANONICAL_NAN
+    return table
+
+
+@cache
+def e2m3() -> Floats:
+    """6-bit code -> value: sign in bit 5, two exponent and three mantissa bits."""
+    code = np.arange(32)
+    normal = (1 + (code & 7) / 8) * 2.0 ** ((code >> 3) - 1)
+    magnitude = np.where(code < 8, code / 8, normal)
+    return np.concatenate([magnitude, -magnitude]).astype(np.float32)
+
+
+@cache
+def float8(name: str) -> Floats:
+    """Byte -> value of an 8-bit float dtype, by its safetensors name; NaN is canonical."""
+    kinds = {
+        "F8_E4M3": ml_dtypes.float8_e4m3fn,
+        "F8_E5M2": ml_dtypes.float8_e5m2,
+        "F8_E4M3FNUZ": ml_dtypes.float8_e4m3fnuz,
+        "F8_E5M2FNUZ": ml_dtypes.float8_e5m2fnuz,
+    }
+    if name == "F8_E8M0":
+        return e8m0()
+    table = np.arange(256, dtype=np.uint8).view(kinds[name]).astype(np.float32)
+    table.view(np.uint32)[np.isnan(table)] = CANONICAL_NAN
+    return table
+
+
+@cache
+def nibble_pairs(low_first: bool = True) -> npt.NDArray[np.uint8]:
+    """Byte -> its two 4-bit codes in order of elements: [256, 2]."""
+    byte = np.arange(256, dtype=np.uint8)
+    pair = (byte & 15, byte >> 4)
+    return np.stack(pair if low_first else pair[::-1], axis=1)
+
+
+def unpack(data: Bytes, nbits: int) -> Bytes:
+    """Codes of an LE bit stream along the last axis.
+
+    Args:
+        data: bytes [..., n].
+        nbits: 1 to 8.
+
+    Returns:
+        Codes [..., 8 * n // nbits]; bits that are left over are dropped.
+    """
+    if nbits == 8:
+        return data
+    if nbits == 4:
+        return nibble_pairs()[data].reshape(*data.shape[:-1], data.shape[-1] * 2)
+    if 8 % nbits == 0:
+        per = 8 // nbits
+        shifts = np.arange(per, dtype=np.uint8) * np.uint8(nbits)
+        codes = (data[..., None] >> shifts) & np.uint8((1 << nbits) - 1)
+        return codes.reshape(*data.shape[:-1], data.shape[-1] * per)
+    bits = np.unpackbits(data, axis=-1, bitorder="little")
+    count = bits.shape[-1] // nbits
+    grouped = bits[..., : count * nbits].reshape(*data.shape[:-1], count, nbits)
+    packed: Bytes = np.packbits(grouped, axis=-1, bitorder="little")[..., 0]
+    return packed
+
+
+def as_float32(data: Bytes, dtype: str) -> Floats:
+    """Stored scales (F32, F16, BF16, F8_*, E8M0 also as U8) as float32, exactly; 1-D."""
+    if dtype == "F32":
+        return data.view(np.float32)
+    if dtype == "F16":
+        return data.view(np.float16).astype(np.float32)
+    if dtype == "BF16":
+        return (data.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
+    if dtype == "U8":
+        return e8m0()[data]
+    return float8(dtype)[data]
