@@ -98,9 +98,10 @@ def as_float32(data: Bytes, dtype: str) -> Floats:
     if dtype == "F32":
         return data.view(np.float32)
     if dtype == "F16":
-        return data.view(np.float16).astype(np.float32)
+        return np.asarray(data.view(np.float16), np.float32)
     if dtype == "BF16":
-        return (data.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
+        wide: npt.NDArray[np.uint32] = data.view(np.uint16).astype(np.uint32) << np.uint32(16)
+        return wide.view(np.float32)
     if dtype == "U8":
         return e8m0()[data]
     return float8(dtype)[data]

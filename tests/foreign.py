@@ -1,0 +1,140 @@
+"""Checkpoints that other packages packed, and what their own decoders made of them.
+
+`tests/checkpoints/NAME` holds `model.safetensors`, `config.json`, `README` (the packer and its call),
+`expected/<tensor>.npy` (the reference decoder's output, widened to float32) and `expected/dtypes.json` (the
+dtype that it returned). Some expected tensors are transposed or renamed by their model; `EXPECTED` says which.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+from safetensors import deserialize
+
+from tensorport_hub import convert
+
+CHECKPOINTS = Path(__file__).parent / "checkpoints"
+NUMPY = {"BF16": ml_dtypes.bfloat16, "F16": np.float16, "F32": np.float32}
+REFERENCE = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+ZERO_SIGN = frozenset({"bnb_fp4", "modelopt_nvfp4"})
+"""Reference decoders that lose the sign of some zeros (FORMATS: A0)."""
+CLOSE = {"awq_gemv_fast_g64": 1e-3}
+"""Expected values that are the unquantized ones: how far they may lie from ours."""
+
+
+def expected(name: str) -> dict[str, tuple[npt.NDArray[np.float32], str]]:
+    """Output tensor -> (values, dtype that the reference returned)."""
+    folder = CHECKPOINTS / name / "expected"
+    dtypes = json.loads((folder / "dtypes.json").read_text())
+    found = {}
+    for path in sorted(folder.glob("*.npy")):
+        tensor = path.name.removesuffix(".npy")
+        array = np.load(path)
+        if name == "gptoss_mxfp4" and tensor.endswith(("experts.down_proj", "experts.gate_up_proj")):
+            array = array.swapaxes(1, 2)
+        found[tensor] = (array, REFERENCE[str(dtypes[tensor]).removeprefix("torch.")])
+    return found
+
+
+def read_mirror(folder: Path) -> dict[str, tuple[npt.NDArray[Any], str]]:
+    """Output tensor -> (array, dtype), by the manifest and numpy's own reader."""
+    found = {}
+    for name, tensor in json.loads((folder / "manifest.json").read_bytes())["tensors"].items():
+        parts = [np.load(folder / stored["file"]) for stored in tensor["stored"]]
+        array = np.concatenate(parts) if len(parts) > 1 else parts[0]
+        wanted = NUMPY.get(tensor["dtype"])
+        array = array.view(wanted) if wanted is not None and array.dtype != wanted else array
+        assert array.shape == tuple(tensor["shape"])
+        found[name] = (array, tensor["dtype"])
+    return found
+
+
+def check(name: str, made: dict[str, tuple[npt.NDArray[Any], str]], prefix: str = "") -> None:
+    """Every expected tensor came out, bit for bit in the reference's dtype; nothing else did."""
+    wanted = expected(name)
+    assert made.keys() == {prefix + tensor for tensor in wanted}
+    for tensor, (values, dtype) in wanted.items():
+        array, got = made[prefix + tensor]
+        assert got == dtype, tensor
+        assert array.shape == values.shape, tensor
+        if name in CLOSE:
+            assert np.abs(array.astype(np.float32) - values).max() <= CLOSE[name], tensor
+            continue
+        with np.errstate(over="ignore"):
+            reference = values.astype(NUMPY[dtype])
+        if name in ZERO_SIGN:
+            reference, array = reference + NUMPY[dtype](0), array + NUMPY[dtype](0)
+        assert array.tobytes() == np.ascontiguousarray(reference).tobytes(), tensor
+
+
+def check_checkpoint(name: str, out: Path, **options: Any) -> None:
+    """Convert a foreign checkpoint and check it; `options` are those of `convert`."""
+    source = stage(name, out / "source")
+    convert(str(source), str(out / "mirror"), **options)
+    check(name, read_mirror(out / "mirror"))
+
+
+def stage(name: str, folder: Path) -> Path:
+    """The checkpoint as a repository would hold it: without what was expected."""
+    shutil.copytree(CHECKPOINTS / name, folder, ignore=shutil.ignore_patterns("expected", "README"))
+    return folder
+
+
+def check_wrapped(name: str, out: Path) -> None:
+    """The same tensors under a prefix, each one's companions in another file of two, still come out right."""
+    source = stage(name, out / "source")
+    path = source / "model.safetensors"
+    tensors = sorted(deserialize(path.read_bytes()))
+    shards: list[dict[str, Any]] = [{}, {}]
+    for i, (tensor, value) in enumerate(tensors):
+        shards[i % 2][f"wrapped.{tensor}"] = value
+    from safetensors import safe_open, serialize_file
+
+    with safe_open(path, framework="numpy") as file:
+        metadata = file.metadata() or {}
+    path.unlink()
+    weight_map = {}
+    for i, shard in enumerate(shards):
+        file_name = f"model-{i + 1:05d}-of-00002.safetensors"
+        weight_map |= dict.fromkeys(shard, file_name)
+        entries = {
+            key: {
+                "dtype": _DTYPE_WORDS.get(v["dtype"], v["dtype"].lower()),
+                "shape": v["shape"],
+                "data": v["data"],
+            }
+            for key, v in shard.items()
+        }
+        serialize_file(entries, str(source / file_name), dict(metadata))
+    index = {"metadata": {}, "weight_map": weight_map}
+    (source / "model.safetensors.index.json").write_text(json.dumps(index))
+    convert(str(source), str(out / "mirror"))
+    check(name, read_mirror(out / "mirror"), prefix="wrapped.")
+
+
+_DTYPE_WORDS = {
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F64": "float64",
+    "U8": "uint8",
+    "I8": "int8",
+    "I16": "int16",
+    "U16": "uint16",
+    "I32": "int32",
+    "U32": "uint32",
+    "I64": "int64",
+    "U64": "uint64",
+    "BOOL": "bool",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E8M0": "float8_e8m0fnu",
+}
+
+__all__ = ["check", "check_checkpoint", "check_wrapped", "expected", "read_mirror", "stage"]
