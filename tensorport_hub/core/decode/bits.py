@@ -54,7 +54,7 @@ def float8(name: str) -> Floats:
     }
     if name == "F8_E8M0":
         return e8m0()
-    table = np.arange(256, dtype=np.uint8).view(kinds[name]).astype(np.float32)
+    table: Floats = np.arange(256, dtype=np.uint8).view(kinds[name]).astype(np.float32)
     table.view(np.uint32)[np.isnan(table)] = CANONICAL_NAN
     return table
 
