@@ -75,13 +75,8 @@ _SCHEME_OF_SUFFIX = {
     "svdquant_lora_a": "ModelOpt SVD",
     "svdquant_lora_b": "ModelOpt SVD",
 }
-_SCHEME_OF_END = {
-    "_weight_qdata": "torchao",
-    "_weight_scale": "torchao or ModelOpt",
-    "_weight_zero_point": "torchao",
-    "_scale_inv": "FP8",
-}
-_PACKED_WEIGHTS = {"U8", "I8", "U16", "I16", "U32", "I32"}
+_COMMON_WORDS = frozenset({"scales", "biases", "codes", "meta", "_scale", "_shift"})
+_SCALE_BESIDE = ("_scale", "_scale_inv", "_weight_scale")
 
 
 @dataclass(frozen=True)
@@ -216,34 +211,33 @@ def refuse_unsupported(tensor: TensorSpec, checkpoint: Checkpoint) -> None:
     Raises:
         CheckpointError: it looks like a part of something quantized.
     """
-    module, _, last = tensor.name.rpartition(".")
-    scheme = _SCHEME_OF_SUFFIX.get(last) or next(
-        (scheme for end, scheme in _SCHEME_OF_END.items() if tensor.name.endswith(end)), None
-    )
-    if ".quant_state." in tensor.name:
-        scheme = "bitsandbytes"
-    if scheme is not None and _is_companion(tensor, checkpoint):
-        raise CheckpointError(f"{tensor} belongs to a module that no supported scheme explains: {scheme}")
-    is_weight = (last == "weight" or not module) and len(tensor.shape) in (2, 3)
-    if tensor.dtype.name in _PACKED_WEIGHTS and is_weight:
-        raise CheckpointError(f"{tensor} looks like a packed weight of a scheme that is not supported")
-    if tensor.dtype.name.startswith("F8") and (checkpoint.quantization or _has_scales(checkpoint)):
-        raise CheckpointError(f"{tensor} is an 8-bit float weight without the scale that it needs")
-
-
-def _is_companion(tensor: TensorSpec, checkpoint: Checkpoint) -> bool:
-    """A name alone says little where it is a common word; a sibling of packed dtype says much."""
     last = tensor.name.rpartition(".")[2]
-    if last not in ("scales", "biases", "codes", "meta", "_scale", "_shift"):
+    scheme = _scheme(tensor, last)
+    if scheme is not None and _is_companion(tensor, last, checkpoint):
+        raise CheckpointError(f"{tensor} belongs to a module that no supported scheme explains: {scheme}")
+    if tensor.dtype.kind in ("int", "bool") and len(tensor.shape) in (2, 3):
+        beside = checkpoint.present(*(tensor.name + end for end in _SCALE_BESIDE))
+        if beside:
+            raise CheckpointError(f"{tensor} looks like a packed weight: its scale is `{shorten(beside[0])}`")
+        if last == "weight":
+            raise CheckpointError(f"{tensor} looks like a packed weight of a scheme that is not supported")
+    small = tensor.dtype.kind == "float" and tensor.dtype.nbits <= 8
+    if small and (checkpoint.quantization or checkpoint.has_scales):
+        raise CheckpointError(f"{tensor} looks like a scaled weight, but no scale explains it")
+
+
+def _scheme(tensor: TensorSpec, last: str) -> str | None:
+    """The scheme that a name gives away; experts' names have the suffix after a `_`."""
+    if ".quant_state." in tensor.name:
+        return "bitsandbytes"
+    if last == "blocks" and tensor.dtype.name == "U8":
+        return "MXFP4 as in `original/` of gpt-oss"
+    experts = last[last.find("_weight_") + 1 :] if "_weight_" in last else last
+    return _SCHEME_OF_SUFFIX.get(last) or _SCHEME_OF_SUFFIX.get(experts)
+
+
+def _is_companion(tensor: TensorSpec, last: str, checkpoint: Checkpoint) -> bool:
+    """A common word says little by itself; a sibling of packed dtype says much."""
+    if last not in _COMMON_WORDS:
         return True
-    module = tensor.name.removesuffix(last)
-    return any(
-        name.startswith(module) and t.dtype.name in _PACKED_WEIGHTS for name, t in checkpoint.tensors.items()
-    )
-
-
-def _has_scales(checkpoint: Checkpoint) -> bool:
-    return any(_SCALE.search(name) for name in checkpoint.tensors)
-
-
-_SCALE = re.compile(r"(^|[._])(weight_)?scales?(_inv|_2)?$")
+    return checkpoint.has_packed_sibling(tensor.name.removesuffix(last))

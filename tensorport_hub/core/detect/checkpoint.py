@@ -6,6 +6,7 @@ the configuration is asked for what shapes can't tell: bits, group sizes, blocks
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +16,9 @@ from tensorport_hub.core.decode.decoder import Decoder
 from tensorport_hub.core.safetensors import shorten
 from tensorport_hub.core.tensor import TensorSpec
 from tensorport_hub.errors import CheckpointError
+
+_SCALE = re.compile(r"(^|_)q?scales?(_inv|_\d+|_ub|_weight|_act)?$")
+_PACKED = frozenset({"U8", "I8", "U16", "I16", "U32", "I32"})
 
 CONFIG_FILES = (
     "config.json",
@@ -107,6 +111,21 @@ class Checkpoint:
             if isinstance(place, Mapping):
                 merged = {**place, **merged}
         return merged
+
+    @cached_property
+    def has_scales(self) -> bool:
+        """Whether any name reads as a scale."""
+        return any(_SCALE.search(name.rpartition(".")[2]) for name in self.tensors)
+
+    @cached_property
+    def _packed_modules(self) -> frozenset[str]:
+        return frozenset(
+            name.rpartition(".")[0] + "." for name, t in self.tensors.items() if t.dtype.name in _PACKED
+        )
+
+    def has_packed_sibling(self, module: str) -> bool:
+        """Whether a tensor of packed dtype lies beside one of `module` (its name with the final dot)."""
+        return module in self._packed_modules
 
     @property
     def method(self) -> str:
