@@ -2,7 +2,7 @@
 
 Each family exports `claim(tensor, checkpoint) -> Claim | None` (None: not mine, or a companion of mine; a
 `CheckpointError`: mine, and damaged or ambiguous), `SUFFIXES` (ends of stored names that are parts of a
-logical tensor: what is left without them is its name) and `FACTS` (ends of names of small tensors that it
+logical tensor: what is left without them is its name; or pairs of an end and what stands there instead) and `FACTS` (ends of names of small tensors that it
 must read at plan time). Formats repeat across families, so decoders live in `core/decode/`.
 """
 
@@ -17,7 +17,9 @@ from tensorport_hub.core.tensor import TensorSpec
 FAMILIES = (gpt_oss,)
 
 CLAIMS: tuple[Callable[[TensorSpec, Checkpoint], Claim | None], ...] = tuple(f.claim for f in FAMILIES)
-_SUFFIXES = tuple(suffix for family in FAMILIES for suffix in family.SUFFIXES)
+_SUFFIXES: tuple[tuple[str, str], ...] = tuple(
+    (suffix, "") if isinstance(suffix, str) else suffix for family in FAMILIES for suffix in family.SUFFIXES
+)
 _FACTS = tuple(suffix for family in FAMILIES for suffix in family.FACTS)
 FACT_LIMIT = 1 << 16
 """A fact is small: larger tensors of such names are not read at plan time."""
@@ -25,9 +27,9 @@ FACT_LIMIT = 1 << 16
 
 def logical_name(stored: str) -> str:
     """The output tensor that a stored tensor's name belongs to, if it is one of a group."""
-    for suffix in _SUFFIXES:
+    for suffix, instead in _SUFFIXES:
         if stored.endswith(suffix):
-            return stored.removesuffix(suffix)
+            return stored.removesuffix(suffix) + instead
     return stored
 
 
