@@ -2,8 +2,9 @@
 
 Each family exports `claim(tensor, checkpoint) -> Claim | None` (None: not mine, or a companion of mine; a
 `CheckpointError`: mine, and damaged or ambiguous), `SUFFIXES` (ends of stored names that are parts of a
-logical tensor: what is left without them is its name; or pairs of an end and what stands there instead) and `FACTS` (ends of names of small tensors that it
-must read at plan time). Formats repeat across families, so decoders live in `core/decode/`.
+logical tensor: what is left without them is its name; or pairs of an end and what stands there instead) and
+`FACTS` (ends of names of small tensors that it must read at plan time). Formats repeat across families, so
+decoders live in `core/decode/`.
 """
 
 from __future__ import annotations
