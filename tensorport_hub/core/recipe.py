@@ -8,6 +8,7 @@ would look like weights.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -45,8 +46,10 @@ _SCHEME_OF_SUFFIX = {
     "qidxs": "QuIP",
     "dqweight": "FP-Quant",
     "pre_quant_scale": "ModelOpt AWQ",
+    "embedding_quantized": "Gemma QAT",
 }
-_PACKED_WEIGHTS = {"U8", "I8", "U16", "I16", "U32", "I32"}
+_SCALE = re.compile(r"(^|_)q?scales?(_inv|_\d+|_ub|_weight|_act)?$")
+_SCALE_BESIDE = ("_scale", "_scale_inv", "_weight_scale")
 
 
 @dataclass(frozen=True)
@@ -86,12 +89,12 @@ def recipes(
         CheckpointError: all tensors of unsupported schemes, all companions without partner.
     """
     by_name: dict[str, TensorSpec] = {tensor.name: tensor for tensor in tensors}
-    eight_bit_scales = any(_is_scale(name) for name in by_name)
+    scaled = any(_SCALE.search(name.rpartition(".")[2]) for name in by_name)
     made: list[Recipe] = []
     problems: list[str] = []
     for tensor in by_name.values():
         try:
-            decoder = _decoder(tensor, by_name, lone_float8=not (eight_bit_scales or quantization_stated))
+            decoder = _decoder(tensor, by_name, lone_floats=not (scaled or quantization_stated))
             if decoder is not None:
                 made.append(_recipe(tensor, decoder, precision))
         except CheckpointError as error:
@@ -133,12 +136,12 @@ def _recipe(tensor: TensorSpec, decoder: Decoder, precision: str) -> Recipe:
     return recipe
 
 
-def _decoder(tensor: TensorSpec, by_name: Mapping[str, TensorSpec], *, lone_float8: bool) -> Decoder | None:
+def _decoder(tensor: TensorSpec, by_name: Mapping[str, TensorSpec], *, lone_floats: bool) -> Decoder | None:
     """The decoder whose primary `tensor` is; None for a companion."""
     partner = _mxfp4_partner(tensor, by_name)
     if partner is not None:
         return Mxfp4(tensor, partner) if tensor.name.endswith("_blocks") else None
-    _refuse_unsupported(tensor, lone_float8)
+    _refuse_unsupported(tensor, by_name, lone_floats=lone_floats)
     return Plain(tensor)
 
 
@@ -152,20 +155,28 @@ def _mxfp4_partner(tensor: TensorSpec, by_name: Mapping[str, TensorSpec]) -> Ten
     return None
 
 
-def _is_scale(name: str) -> bool:
-    last = name.rpartition(".")[2]
-    return last == "scale" or last.endswith(("_scale", "_scale_inv", "_scales"))
-
-
-def _refuse_unsupported(tensor: TensorSpec, lone_float8: bool) -> None:
-    module, _, last = tensor.name.rpartition(".")
-    scheme = _SCHEME_OF_SUFFIX.get(last)
-    if scheme is None and ".quant_state." in tensor.name:
-        scheme = "bitsandbytes"
+def _refuse_unsupported(tensor: TensorSpec, by_name: Mapping[str, TensorSpec], *, lone_floats: bool) -> None:
+    last = tensor.name.rpartition(".")[2]
+    scheme = _scheme(tensor, last)
     if scheme is not None:
         raise CheckpointError(f"{tensor} belongs to a scheme that is not supported: {scheme}")
-    is_weight = (last == "weight" or not module) and len(tensor.shape) in (2, 3)
-    if tensor.dtype.name in _PACKED_WEIGHTS and is_weight:
-        raise CheckpointError(f"{tensor} looks like a packed weight of a scheme that is not supported")
-    if tensor.dtype.name.startswith("F8") and not lone_float8:
-        raise CheckpointError(f"{tensor} looks like a scaled 8-bit float weight: FP8 is not supported")
+    if tensor.dtype.kind in ("int", "bool") and len(tensor.shape) in (2, 3):
+        beside = next((tensor.name + s for s in _SCALE_BESIDE if tensor.name + s in by_name), None)
+        if beside is not None:
+            raise CheckpointError(f"{tensor} looks like a packed weight: its scale is `{shorten(beside)}`")
+        if last == "weight":
+            raise CheckpointError(f"{tensor} looks like a packed weight of a scheme that is not supported")
+    if tensor.dtype.name.startswith(("F8", "F6", "F4")) and not lone_floats:
+        raise CheckpointError(
+            f"{tensor} looks like a scaled weight: FP8, FP6 and FP4 schemes are not supported"
+        )
+
+
+def _scheme(tensor: TensorSpec, last: str) -> str | None:
+    """The scheme that a name gives away; experts' names have the suffix after a `_`."""
+    if ".quant_state." in tensor.name:
+        return "bitsandbytes"
+    if last == "blocks" and tensor.dtype.name == "U8":
+        return "MXFP4 as in `original/` of gpt-oss"
+    experts = last[last.find("_weight_") + 1 :] if "_weight_" in last else last
+    return _SCHEME_OF_SUFFIX.get(last) or _SCHEME_OF_SUFFIX.get(experts)
