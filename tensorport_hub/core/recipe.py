@@ -166,7 +166,7 @@ def _refuse_unsupported(tensor: TensorSpec, by_name: Mapping[str, TensorSpec], *
             raise CheckpointError(f"{tensor} looks like a packed weight: its scale is `{shorten(beside)}`")
         if last == "weight":
             raise CheckpointError(f"{tensor} looks like a packed weight of a scheme that is not supported")
-    if tensor.dtype.name.startswith(("F8", "F6", "F4")) and not lone_floats:
+    if tensor.dtype.kind == "float" and tensor.dtype.nbits <= 8 and not lone_floats:
         raise CheckpointError(
             f"{tensor} looks like a scaled weight: FP8, FP6 and FP4 schemes are not supported"
         )
