@@ -55,39 +55,34 @@ def test_partners_are_found_wherever_they_lie():
 
 
 @pytest.mark.parametrize(
-    ("precision", "dtypes"),
+    ("precision", "floats"),
     [
-        ("keep", ["BF16", "BF16", "F64", "F8_E5M2", "I64", "BOOL", "C64", "F4"]),
-        ("float32", ["F32", "F32", "F32", "F32", "I64", "BOOL", "C64"]),
-        ("float16", ["F16", "F16", "F16", "F16", "I64", "BOOL", "C64"]),
-        ("bfloat16", ["BF16", "BF16", "BF16", "BF16", "I64", "BOOL", "C64"]),
+        ("keep", ["BF16", "BF16", "F16", "F32", "F64"]),
+        ("float32", ["F32"] * 5),
+        ("float16", ["F16"] * 5),
+        ("bfloat16", ["BF16"] * 5),
     ],
 )
-def test_precision_is_for_floats_only(precision, dtypes):
+def test_precision_is_for_floats_only(precision, floats):
     """Floats of every width, decoded ones too, take the precision; integers, bools and complex stay."""
     stored = [
         ("w_blocks", "U8", (1, 2, 16)),
         ("w_scales", "U8", (1, 2)),
         ("a", "BF16", (2, 3)),
-        ("b", "F64", ()),
-        ("c", "F8_E5M2", (4,)),
+        ("b", "F16", (0, 3)),
+        ("c", "F32", (4,)),
+        ("d", "F64", ()),
         ("ids", "I64", (1, 512)),
         ("mask", "BOOL", (8, 8)),
         ("z", "C64", (2,)),
-        ("packed", "F4", (2, 4)),
     ]
-    if precision != "keep":
-        stored = stored[:-1]
-    stored = [s for s in stored if s[1] != "F8_E5M2"]
-    out = made(
-        [s for s in stored if not s[0].endswith("_scales") and s[0] != "w_blocks"], precision=precision
-    )
-    lone = made([("c", "F8_E5M2", (4,))], precision=precision)
-    (decoded,) = made(stored[:2], precision=precision)
-    found = {r.name: r.dtype.name for r in [decoded, *out, *lone]}
-    assert [found[n] for n in ("w", "a", "b", "c", "ids", "mask", "z")] == dtypes[:7]
-    assert found.get("packed", "F4") == "F4"
-    assert decoded.casts == (precision in ("float16", "float32"))
+    out = made(stored, precision=precision)
+    assert [recipe.name for recipe in out] == ["w", "a", "b", "c", "d", "ids", "mask", "z"]
+    assert [recipe.dtype.name for recipe in out] == [*floats, "I64", "BOOL", "C64"]
+    assert [recipe.casts for recipe in out] == [
+        recipe.dtype.name != kept
+        for recipe, kept in zip(out, ["BF16", "BF16", "F16", "F32", "F64", "I64", "BOOL", "C64"], strict=True)
+    ]
 
 
 def test_packed_floats_have_their_rows_in_bytes():
