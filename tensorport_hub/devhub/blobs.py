@@ -110,9 +110,9 @@ class ObjectStore:
         except FileNotFoundError:
             return None
 
-    def receive(self) -> Incoming:
-        """A new object under way; its digest need not be known yet."""
-        return Incoming(self)
+    def receive(self, limit: int | None = None) -> Incoming:
+        """A new object under way, of at most `limit` bytes; its digest need not be known yet."""
+        return Incoming(self, limit)
 
     def put(self, blocks: Iterable[bytes], expected: str | None = None) -> FileBlob:
         """Store `blocks`; with `expected`, refuse bytes of another sha256."""
@@ -136,14 +136,17 @@ class ObjectStore:
 class Incoming:
     """One object being written. `finish` or `abort` ends it; `abort` after `finish` does nothing."""
 
-    def __init__(self, store: ObjectStore) -> None:
+    def __init__(self, store: ObjectStore, limit: int | None) -> None:
         self._store = store
+        self._limit = limit
         self._temporary = store.incoming / secrets.token_hex(16)
         self._file = self._temporary.open("wb", buffering=0)
         self._hash = hashlib.sha256()
         self.size = 0
 
-    def write(self, block: bytes | bytearray | memoryview) -> None:
+    def write(self, block: bytes | bytearray) -> None:
+        if self._limit is not None and self.size + len(block) > self._limit:
+            raise WrongDigest(f"more than the announced {self._limit} bytes")
         self._hash.update(block)
         view = memoryview(block)
         while view:

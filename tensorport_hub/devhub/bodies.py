@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
 from aiohttp import web
 
@@ -191,3 +191,18 @@ async def _suffer(fault: Fault | None, at: int | None, block: bytearray, done: i
     else:
         block[at - done] ^= 0xFF
     return None
+
+
+async def write_behind(blocks: AsyncIterator[bytearray], write: Callable[[bytearray], None]) -> None:
+    """Write (and hash) each block in a thread while the next one comes in; every write has ended."""
+    pending: asyncio.Future[None] | None = None
+    try:
+        async for block in blocks:
+            if pending is not None:
+                await pending
+            pending = asyncio.ensure_future(asyncio.to_thread(write, block))
+        if pending is not None:
+            await pending
+    finally:
+        if pending is not None and not pending.done():
+            await asyncio.wait([pending])

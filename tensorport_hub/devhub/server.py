@@ -200,8 +200,11 @@ class _Serving:
             raise self._failure
 
     def stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join()
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._stop.set)
+            self._thread.join()
+        if self._failure is not None:
+            raise self._failure
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
