@@ -14,12 +14,14 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 BLOCK = 4 << 20
+ABANDONED_SECONDS = 3600
 
 
 class WrongDigest(ValueError):
@@ -99,6 +101,12 @@ class ObjectStore:
         self.root = root
         self.incoming = root / "incoming"
         self.incoming.mkdir(parents=True, exist_ok=True)
+
+    def sweep(self) -> None:
+        """Remove what broken-off uploads left, once it is old enough to belong to nobody."""
+        for file in self.incoming.iterdir():
+            if time.time() - file.stat().st_mtime > ABANDONED_SECONDS:
+                file.unlink(missing_ok=True)
 
     def path(self, sha256: str) -> Path:
         return self.root / sha256[:2] / sha256[2:4] / sha256

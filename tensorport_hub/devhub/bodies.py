@@ -89,9 +89,13 @@ class BlobAnswer(web.StreamResponse):
         transport = request.transport
         if transport is None:
             raise Dropped("the client is gone")
-        with path.open("rb") as file:
-            loop = asyncio.get_running_loop()
-            self.bytes_out += await loop.sendfile(transport, file, self._first, self._end - self._first)
+        with path.open("rb", buffering=0) as file:
+            file.seek(self._first)
+            try:
+                count = self._end - self._first
+                await asyncio.get_running_loop().sendfile(transport, file, self._first, count)
+            finally:
+                self.bytes_out += file.tell() - self._first  # what left, also when the client went away
 
     async def _send_badly(self, request: web.Request, fault: Fault) -> None:
         at = min(self._first + (fault.at or 0), self._end)

@@ -69,6 +69,7 @@ class DevHub:
         self._lock = RootLock(self.root)
         try:
             self._hub = Hub(self.root, self._settings)
+            self._hub.blobs.objects.sweep()
             self.token = seeds.default_token(self._hub)
             self._serving = _Serving(self._hub, *self._ports)
         except BaseException:

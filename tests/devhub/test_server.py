@@ -244,3 +244,48 @@ def test_the_devhub_is_a_house_of_its_own() -> None:
             for name in names:
                 ours = name.startswith("tensorport_hub")
                 assert not ours or name.startswith("tensorport_hub.devhub"), f"{module.name}: {name}"
+
+
+def test_the_book_counts_what_left_before_a_client_went_away(hub: DevHub) -> None:
+    """A download that the client breaks off: fewer bytes than the file, and the hub goes on."""
+    hub.add_repo("org/model", {"w.npy": random_bytes(30_000_000)})
+    with httpx2.stream(
+        "GET", f"{hub.endpoint}/org/model/resolve/main/w.npy", follow_redirects=True
+    ) as answer:
+        assert len(next(answer.iter_raw())) > 0
+    last = next(seen for seen in hub.seen if seen.origin == "cdn")
+    assert 0 < last.bytes_out < 30_000_000
+    assert httpx2.get(f"{hub.endpoint}/api/models/org/model").status_code == 200
+
+
+def test_what_broken_uploads_left_is_swept(tmp_path: Path) -> None:
+    """Old temporary files go at the next start, young ones stay."""
+    with DevHub(tmp_path / "root"):
+        pass
+    incoming = tmp_path / "root" / "objects" / "incoming"
+    (incoming / "old").write_bytes(b"x")
+    (incoming / "young").write_bytes(b"x")
+    os.utime(incoming / "old", (0, 0))
+    with DevHub(tmp_path / "root"):
+        assert [file.name for file in incoming.iterdir()] == ["young"]
+
+
+def test_odd_requests_do_not_hurt(hub: DevHub, fetch: Fetch) -> None:
+    """Strange numbers, signatures, names and credentials are refused, never a 500."""
+    hub.add_repo("org/model", {"a.txt": b"a"})
+    huge = "9" * 40
+    for method, path in (
+        ("GET", f"/api/models/org/model/discussions/{huge}"),
+        ("GET", f"/api/models/org/model/discussions?p={huge}"),
+        ("GET", f"/api/models/org/model/revision/refs%2Fpr%2F{huge}"),
+        ("POST", f"/api/models/org/model/commit/refs%2Fpr%2F{huge}"),
+        ("GET", "/api/models/org/model/revision/%00"),
+        ("GET", "/org/model/resolve/main/%FF%FE"),
+        ("GET", "/org/model/resolve/main/..%2F..%2Fhub.sqlite"),
+        ("GET", f"{hub.cdn}/lfs/org/model/{'0' * 64}/x?Signature=%C3%BC"),
+        ("GET", f"{hub.cdn}/lfs/org/model/{'0' * 64}/x"),
+    ):
+        assert 400 <= fetch(method, path).status < 500, path
+    for credentials in ("Bearer", "Basic x", "Basic //79", "Bearer grün"):
+        answer = fetch("GET", "/api/whoami-v2", token="", headers={"Authorization": credentials.encode()})
+        assert answer.status == 401, credentials
