@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
-from math import prod
 from time import process_time
 
 import pytest
@@ -148,7 +147,7 @@ def check_companion(c: Companion, walk: Walk, block, passed, held, whole) -> int
 @example(plan_of({FILES[0]: [("a", "U8", (100,))]}), 300, 0)
 @example(plan_of({FILES[0]: [("a", "F64", (100,)), ("e", "F32", (0, 3))]}), 1, 0)
 def test_walks_cover_their_files(plan, block, keep):
-    """Blocks tile, items come once and in order, companions are where they are said to be, within the budget."""
+    """Blocks tile, items come once in order, companions are where they are said to be, within the budget."""
     schedule = Schedule(plan, block=block, keep=keep)
     walks = [schedule.walk(file) for file in plan.files]
     whole = {walk.file.path for walk in walks if walk.whole}
@@ -204,6 +203,13 @@ def test_companions_in_one_file(order, block, keep, how, again, kept):
     """Ahead, inside, behind, or read again where half of the budget does not hold them."""
     hows, (walk,), twice = ways({FILES[0]: order}, block, keep)
     assert (hows, twice, walk.kept) == (how, again, kept)
+
+
+def test_room_is_free_again_once_a_companion_was_passed():
+    """What was read ahead is let go where the walk reaches it, so that the next one fits."""
+    again = [("y_blocks", *BLOCKS[1:]), ("pad2", *PAD[1:]), ("y_scales", *SCALES[1:])]
+    hows, (walk,), twice = ways({FILES[0]: [BLOCKS, PAD, SCALES, *again]}, 100, 16)
+    assert (hows, twice, walk.kept) == (["ahead", "ahead"], 0, 8)
 
 
 def test_companions_in_another_file_are_read_again():
@@ -290,8 +296,4 @@ def test_fifty_thousand_tensors_are_scheduled_in_seconds(stored, keep):
     walk = Schedule(plan, block=256 * 1024, keep=keep).walk(plan.files[0])
     assert process_time() - begun < 8
     assert sum(len(b.pieces) for b in walk.blocks) >= len(plan.parts)
-    assert (
-        walk.blocks[-1].stop
-        == plan.files[0].size
-        == 80 + sum(t[2][0] * prod(t[2][1:]) * (2 if t[1] == "BF16" else 1) for t in stored)
-    )
+    assert walk.blocks[-1].stop == plan.files[0].size
