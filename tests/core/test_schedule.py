@@ -207,8 +207,9 @@ def test_companions_in_one_file(order, block, keep, how, again, kept):
 
 def test_room_is_free_again_once_a_companion_was_passed():
     """What was read ahead is let go where the walk reaches it, so that the next one fits."""
-    again = [("y_blocks", *BLOCKS[1:]), ("pad2", *PAD[1:]), ("y_scales", *SCALES[1:])]
-    hows, (walk,), twice = ways({FILES[0]: [BLOCKS, PAD, SCALES, *again]}, 100, 16)
+    pads = [(f"pad{i}", *PAD[1:]) for i in range(2)]
+    again = [("y_blocks", *BLOCKS[1:]), pads[1], ("y_scales", *SCALES[1:])]
+    hows, (walk,), twice = ways({FILES[0]: [BLOCKS, PAD, SCALES, pads[0], *again]}, 100, 16)
     assert (hows, twice, walk.kept) == (["ahead", "ahead"], 0, 8)
 
 
