@@ -215,12 +215,13 @@ def _cut(recipe: Recipe, number: int, stem: str, shard_size: int) -> list[Part]:
     if size <= shard_size:
         return [Part(0, number, 0, f"{stem}.npy", size, (0, rows), (0, prod(shape)), shape)]
     row_items = prod(shape[1:])
+    row_nbytes = row_items * recipe.dtype.itemsize
     head = len(npy.header(recipe.dtype, shape))
-    most = (shard_size - head) // (row_items * recipe.dtype.itemsize) if shape else 0
+    most = (shard_size - head) // row_nbytes if shape and row_nbytes else 0
     if most < 1:
         raise LimitError(
             f"one row of `{shorten(recipe.name)}` ({recipe.dtype} {list(recipe.shape)}) is larger than"
-            f" a shard: expected at most {shard_size} bytes, got {head + row_items * recipe.dtype.itemsize}"
+            f" a shard: expected at most {shard_size} bytes, got {head + row_nbytes}"
         )
     count = -(-rows // most)
     edges = [rows * i // count for i in range(count + 1)]

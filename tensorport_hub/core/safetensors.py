@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tensorport_hub.core.tensor import DTYPES, DType, TensorSpec
+from tensorport_hub.core.tensor import shorten as shorten
 from tensorport_hub.errors import CheckpointError, TensorportError
 
 HEADER_LIMIT = 100_000_000
@@ -119,13 +120,6 @@ def _is_plain_path(path: str) -> bool:
 
 def _is_surrogate(char: str) -> bool:
     return 0xD800 <= ord(char) <= 0xDFFF
-
-
-def shorten(value: object, most: int = 120) -> str:
-    """A hostile name in an error message: printable and short."""
-    text = value if isinstance(value, str) else repr(value)
-    text = text.encode("unicode_escape").decode("ascii") if not text.isprintable() else text
-    return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

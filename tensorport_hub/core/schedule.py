@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from heapq import heappop, heappush
 from typing import Literal
 
 from tensorport_hub.core.plan import Part, Plan, WeightFile
@@ -167,18 +168,18 @@ class _Walker:
     def __init__(self, path: str, uses: Sequence[_Use], whole: frozenset[str], keep: int) -> None:
         self.path, self.uses, self.whole, self.keep = path, uses, whole, keep
         self.again = 0
-        self.ahead: list[Range] = []
-        self.most_ahead = 0
-        self.retained = self._choose_retained() if path in whole else []
+        self.ahead: list[tuple[int, int]] = []  # (stop, start) of what is read early: a heap
+        self.ahead_nbytes = self.most_ahead = 0
+        self.retained = self._choose_retained() if path in whole else set()
 
-    def _choose_retained(self) -> list[Range]:
+    def _choose_retained(self) -> set[Range]:
         """Companions that lie before their part, as many as half of what may be kept."""
-        chosen: list[Range] = []
+        chosen: set[Range] = set()
         room = self.keep // 2
         for use in self.uses:
             for file, start, stop in use.companions:
                 if file == self.path and stop <= use.start and stop - start <= room:
-                    chosen.append((start, stop))
+                    chosen.add((start, stop))
                     room -= stop - start
         return chosen
 
@@ -186,22 +187,26 @@ class _Walker:
         whole = self.path in self.whole
         spans = [(use.start, use.stop) for use in self.uses]
         ranges = [(0, file.size)] if whole else coalesce(spans, gap=_GAP)
-        retained = set(self.retained)
+        retained = sorted(self.retained)
         blocks = []
-        at = 0
+        at = behind = 0
         for start, stop in _cuts(ranges, self.uses, size):
             while at < len(self.uses) and self.uses[at].stop <= start:
                 at += 1
+            while behind < len(retained) and retained[behind][1] <= start:
+                behind += 1
             pieces: list[Piece] = []
             companions: list[Companion] = []
             for use in _overlapping(self.uses, at, start, stop):
                 first, last = max(start, use.start), min(stop, use.stop)
                 pieces.append(_piece(use, first, last, start))
                 if first == use.start:
-                    companions += self._companions(use, start, stop, retained)
-            retain = tuple((max(a, start), min(b, stop)) for a, b in self.retained if a < stop and b > start)
+                    companions += self._companions(use, start, stop)
+            retain = tuple(self._retain(retained, behind, start, stop))
             blocks.append(Block(start, stop, tuple(pieces), tuple(companions), retain))
-            self.ahead = [(a, b) for a, b in self.ahead if b > stop]
+            while self.ahead and self.ahead[0][0] <= stop:
+                last, first = heappop(self.ahead)
+                self.ahead_nbytes -= last - first
         kept = self.most_ahead + sum(b - a for a, b in self.retained)
         pulled = sum(use.nbytes for use in apart)
         return Walk(
@@ -215,23 +220,34 @@ class _Walker:
             pulled,
         )
 
-    def _companions(self, use: _Use, start: int, stop: int, retained: set[Range]) -> Iterator[Companion]:
+    def _companions(self, use: _Use, start: int, stop: int) -> Iterator[Companion]:
         for file, first, last in use.companions:
             how: Literal["ahead", "inside", "behind", "apart"] = "apart"
             if file == self.path and start <= first and last <= stop:
                 how = "inside"
-            elif file == self.path and (first, last) in retained:
+                self.retained.discard((first, last))
+            elif file == self.path and (first, last) in self.retained:
                 how = "behind"
             elif file == self.path and file in self.whole and first >= stop and self._fits(last - first):
                 how = "ahead"
-                self.ahead.append((first, last))
-                self.most_ahead = max(self.most_ahead, sum(b - a for a, b in self.ahead))
+                heappush(self.ahead, (last, first))
+                self.ahead_nbytes += last - first
+                self.most_ahead = max(self.most_ahead, self.ahead_nbytes)
             elif file in self.whole:
                 self.again += last - first
             yield Companion(use.part, file, first, last, how)
 
     def _fits(self, nbytes: int) -> bool:
-        return sum(b - a for a, b in self.ahead) + nbytes <= self.keep - self.keep // 2
+        return self.ahead_nbytes + nbytes <= self.keep - self.keep // 2
+
+    def _retain(self, retained: Sequence[Range], behind: int, start: int, stop: int) -> Iterator[Range]:
+        """Of the block `start:stop`, what later blocks need; `retained` is sorted, no two overlap."""
+        for i in range(behind, len(retained)):
+            first, last = retained[i]
+            if first >= stop:
+                return
+            if (first, last) in self.retained:
+                yield max(first, start), min(last, stop)
 
 
 def _overlapping(uses: Sequence[_Use], at: int, start: int, stop: int) -> Iterator[_Use]:

@@ -104,4 +104,11 @@ class TensorSpec:
         return prod(self.shape)
 
     def __str__(self) -> str:
-        return f"`{self.name}` ({self.dtype} {list(self.shape)} in `{self.file}`)"
+        return f"`{shorten(self.name)}` ({self.dtype} {list(self.shape)} in `{self.file}`)"
+
+
+def shorten(value: object, most: int = 120) -> str:
+    """A hostile name in an error message: printable and short."""
+    text = value if isinstance(value, str) else repr(value)
+    text = text.encode("unicode_escape").decode("ascii") if not text.isprintable() else text
+    return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"

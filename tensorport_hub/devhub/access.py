@@ -82,7 +82,7 @@ def writer(call: Call, namespace: str) -> Account:
 def pull_request_of(call: Call, repo: Repo, revision: str) -> Discussion | None:
     """The pull request that a revision like `refs/pr/3` belongs to."""
     num = revision.removeprefix("refs/pr/")
-    if num == revision or not num.isdigit():
+    if num == revision or not num.isdecimal() or len(num) > 9:
         return None
     return call.hub.discussions.find(repo, int(num))
 

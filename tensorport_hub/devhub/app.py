@@ -64,13 +64,13 @@ ROUTES: list[tuple[str, str, Answer]] = [
     ("GET", REPO + "/xet-{scope:read|write}-token/{rev}", xet_access.token),
     ("GET", REPO + "/discussions", discussion_api.listing),
     ("POST", REPO + "/discussions", discussion_api.create),
-    ("GET", REPO + "/discussions/{num:[0-9]+}", discussion_api.details),
-    ("POST", REPO + "/discussions/{num:[0-9]+}/comment", discussion_api.comment),
-    ("POST", REPO + "/discussions/{num:[0-9]+}/comment/{event}/edit", discussion_api.edit_comment),
-    ("POST", REPO + "/discussions/{num:[0-9]+}/comment/{event}/hide", discussion_api.hide_comment),
-    ("POST", REPO + "/discussions/{num:[0-9]+}/title", discussion_api.rename),
-    ("POST", REPO + "/discussions/{num:[0-9]+}/status", discussion_api.change_status),
-    ("POST", REPO + "/discussions/{num:[0-9]+}/merge", discussion_api.merge),
+    ("GET", REPO + "/discussions/{num:[0-9]{1,9}}", discussion_api.details),
+    ("POST", REPO + "/discussions/{num:[0-9]{1,9}}/comment", discussion_api.comment),
+    ("POST", REPO + "/discussions/{num:[0-9]{1,9}}/comment/{event}/edit", discussion_api.edit_comment),
+    ("POST", REPO + "/discussions/{num:[0-9]{1,9}}/comment/{event}/hide", discussion_api.hide_comment),
+    ("POST", REPO + "/discussions/{num:[0-9]{1,9}}/title", discussion_api.rename),
+    ("POST", REPO + "/discussions/{num:[0-9]{1,9}}/status", discussion_api.change_status),
+    ("POST", REPO + "/discussions/{num:[0-9]{1,9}}/merge", discussion_api.merge),
     ("POST", "/{ns}/{name}.git/info/lfs/objects/batch", lfs.batch),
     ("POST", "/{ns}/{name}.git/info/lfs/objects/verify", lfs.verify),
     ("POST", "/{kind:datasets|spaces}/{ns}/{name}.git/info/lfs/objects/batch", lfs.batch),
@@ -103,7 +103,7 @@ def cdn_app(hub: Hub) -> web.Application:
         app.router.add_route("GET", "/lfs" + place + "/{path:.+}", resolve.lfs_file)
         app.router.add_route("HEAD", "/lfs" + place + "/{path:.+}", resolve.lfs_file)
         app.router.add_route("PUT", "/lfs" + place, lfs.put_object)
-        app.router.add_route("PUT", "/lfs-parts" + place + "/{number:[0-9]+}", lfs.put_part)
+        app.router.add_route("PUT", "/lfs-parts" + place + "/{number:[0-9]{1,9}}", lfs.put_part)
     cas = xet_access.open_storage(hub)
     if cas is not None:
         app.add_routes(cas.routes())

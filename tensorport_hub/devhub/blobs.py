@@ -14,12 +14,14 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 BLOCK = 4 << 20
+ABANDONED_SECONDS = 3600
 
 
 class WrongDigest(ValueError):
@@ -100,6 +102,12 @@ class ObjectStore:
         self.incoming = root / "incoming"
         self.incoming.mkdir(parents=True, exist_ok=True)
 
+    def sweep(self) -> None:
+        """Remove what broken-off uploads left, once it is old enough to belong to nobody."""
+        for file in self.incoming.iterdir():
+            if time.time() - file.stat().st_mtime > ABANDONED_SECONDS:
+                file.unlink(missing_ok=True)
+
     def path(self, sha256: str) -> Path:
         return self.root / sha256[:2] / sha256[2:4] / sha256
 
@@ -110,9 +118,9 @@ class ObjectStore:
         except FileNotFoundError:
             return None
 
-    def receive(self) -> Incoming:
-        """A new object under way; its digest need not be known yet."""
-        return Incoming(self)
+    def receive(self, limit: int | None = None) -> Incoming:
+        """A new object under way, of at most `limit` bytes; its digest need not be known yet."""
+        return Incoming(self, limit)
 
     def put(self, blocks: Iterable[bytes], expected: str | None = None) -> FileBlob:
         """Store `blocks`; with `expected`, refuse bytes of another sha256."""
@@ -136,14 +144,17 @@ class ObjectStore:
 class Incoming:
     """One object being written. `finish` or `abort` ends it; `abort` after `finish` does nothing."""
 
-    def __init__(self, store: ObjectStore) -> None:
+    def __init__(self, store: ObjectStore, limit: int | None) -> None:
         self._store = store
+        self._limit = limit
         self._temporary = store.incoming / secrets.token_hex(16)
         self._file = self._temporary.open("wb", buffering=0)
         self._hash = hashlib.sha256()
         self.size = 0
 
-    def write(self, block: bytes | bytearray | memoryview) -> None:
+    def write(self, block: bytes | bytearray) -> None:
+        if self._limit is not None and self.size + len(block) > self._limit:
+            raise WrongDigest(f"more than the announced {self._limit} bytes")
         self._hash.update(block)
         view = memoryview(block)
         while view:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
 from aiohttp import web
 
@@ -89,9 +89,13 @@ class BlobAnswer(web.StreamResponse):
         transport = request.transport
         if transport is None:
             raise Dropped("the client is gone")
-        with path.open("rb") as file:
-            loop = asyncio.get_running_loop()
-            self.bytes_out += await loop.sendfile(transport, file, self._first, self._end - self._first)
+        with path.open("rb", buffering=0) as file:
+            file.seek(self._first)
+            try:
+                count = self._end - self._first
+                await asyncio.get_running_loop().sendfile(transport, file, self._first, count)
+            finally:
+                self.bytes_out += file.tell() - self._first  # what left, also when the client went away
 
     async def _send_badly(self, request: web.Request, fault: Fault) -> None:
         at = min(self._first + (fault.at or 0), self._end)
@@ -191,3 +195,18 @@ async def _suffer(fault: Fault | None, at: int | None, block: bytearray, done: i
     else:
         block[at - done] ^= 0xFF
     return None
+
+
+async def write_behind(blocks: AsyncIterator[bytearray], write: Callable[[bytearray], None]) -> None:
+    """Write (and hash) each block in a thread while the next one comes in; every write has ended."""
+    pending: asyncio.Future[None] | None = None
+    try:
+        async for block in blocks:
+            if pending is not None:
+                await pending
+            pending = asyncio.ensure_future(asyncio.to_thread(write, block))
+        if pending is not None:
+            await pending
+    finally:
+        if pending is not None and not pending.done():
+            await asyncio.wait([pending])

@@ -107,7 +107,9 @@ class Draft:
 def check_path(path: str) -> str:
     """A path that may stand in a tree."""
     parts = path.split("/")
-    if any(part in ("", ".", "..", ".git") for part in parts) or any(ord(char) < 32 for char in path):
+    if any(part in ("", ".", "..", ".git") for part in parts) or any(
+        char < " " or char == "\x7f" for char in path
+    ):
         raise bad_request(f"Invalid path `{path}`")
     return path
 

@@ -56,21 +56,20 @@ class Rules:
     """The LFS rules of one `.gitattributes`."""
 
     def __init__(self, text: str) -> None:
-        self._rules: list[tuple[str, bool]] = []
+        self._rules: list[tuple[re.Pattern[str], bool]] = []
         for line in text.splitlines():
             words = line.split()
             if not words or words[0].startswith("#"):
                 continue
+            regex = _regex(words[0].replace("[[:space:]]", " "))
             for word in words[1:]:
-                if word == "filter=lfs":
-                    self._rules.append((words[0].replace("[[:space:]]", " "), True))
-                elif word in ("-filter", "!filter") or word.startswith("filter="):
-                    self._rules.append((words[0].replace("[[:space:]]", " "), False))
+                if word in ("-filter", "!filter") or word.startswith("filter="):
+                    self._rules.append((regex, word == "filter=lfs"))
 
     def lfs(self, path: str) -> bool:
         """Whether the rules send this path to LFS."""
-        for pattern, to_lfs in reversed(self._rules):
-            if matches(pattern, path):
+        for regex, to_lfs in reversed(self._rules):
+            if regex.fullmatch(path):
                 return to_lfs
         return False
 

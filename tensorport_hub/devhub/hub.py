@@ -120,7 +120,7 @@ class Call:
     def number(self, name: str, default: int) -> int:
         """A count in the query."""
         value = self.query.get(name, str(default))
-        if not value.isdecimal():
+        if not value.isdecimal() or len(value) > 9:
             raise bad_request(f"`{name}` must be a number")
         return int(value)
 

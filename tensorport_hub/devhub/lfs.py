@@ -18,7 +18,7 @@ from aiohttp import web
 
 from tensorport_hub.devhub import access
 from tensorport_hub.devhub.blobs import Incoming, WrongDigest
-from tensorport_hub.devhub.bodies import uploaded
+from tensorport_hub.devhub.bodies import uploaded, write_behind
 from tensorport_hub.devhub.hub import HUB, Call, Hub
 from tensorport_hub.devhub.multipart import UnknownUpload, WrongPart
 from tensorport_hub.devhub.refusals import Refusal, bad_request
@@ -109,14 +109,11 @@ async def put_object(request: web.Request) -> web.StreamResponse:
     check_signed(request)
     hub = request.app[HUB]
     oid, size = request.match_info["sha256"], int(request.query["size"])
-    incoming = hub.blobs.objects.receive()
+    if request.content_length is not None and request.content_length != size:
+        raise bad_request(f"IncompleteBody: {request.content_length} bytes announced, expected {size}")
+    incoming = hub.blobs.objects.receive(limit=size)
     try:
-        async for block in uploaded(request, hub.faults.of(request)):
-            if incoming.size + len(block) > size:
-                raise bad_request(f"EntityTooLarge: expected {size} bytes")
-            await asyncio.to_thread(incoming.write, block)
-        if incoming.size != size:
-            raise bad_request(f"IncompleteBody: got {incoming.size} bytes, expected {size}")
+        await write_behind(uploaded(request, hub.faults.of(request)), incoming.write)
         await asyncio.to_thread(_keep, hub, incoming, oid, int(request.query["repo"]))
     except WrongDigest as wrong:
         raise bad_request(f"BadDigest: {wrong}") from wrong
@@ -151,8 +148,7 @@ async def put_part(request: web.Request) -> web.StreamResponse:
         upload = hub.uploads.find(request.query["upload"])
         part = upload.part(int(request.match_info["number"]))
         try:
-            async for block in uploaded(request, hub.faults.of(request)):
-                await asyncio.to_thread(part.write, block)
+            await write_behind(uploaded(request, hub.faults.of(request)), part.write)
             etag = part.finish()
         finally:
             part.close()

@@ -37,7 +37,8 @@ class Refusal(Exception):
         self.fields = dict(fields or {})
 
     def response(self) -> web.Response:
-        headers = {"X-Error-Message": " ".join(self.message.split()), **self.headers}
+        words = "".join(char if char.isprintable() else " " for char in self.message)
+        headers = {"X-Error-Message": " ".join(words.split()), **self.headers}
         if self.code is not None:
             headers["X-Error-Code"] = self.code
         return web.json_response({"error": self.message, **self.fields}, status=self.status, headers=headers)

@@ -102,14 +102,16 @@ def add_repo(
             check_path(path)
             entry = _entry(hub, rules, path, source)
             draft.changes[path] = entry
-            if entry.lfs:
-                hub.repos.own_object(repo.id, entry.sha256, entry.size)
             if path == ATTRIBUTES:
                 rules = draft.rules()
         draft.cover_lfs_files()
         draft.check_tree()
         title = message or f"Add {len(draft.changes)} files"
-        return record(draft, "refs/heads/main", tip, title=title, message="", author=ME).oid
+        with hub.db.write():
+            for added in draft.changes.values():
+                if added is not None and added.lfs:
+                    hub.repos.own_object(repo.id, added.sha256, added.size)
+            return record(draft, "refs/heads/main", tip, title=title, message="", author=ME).oid
 
 
 def add(

@@ -69,6 +69,7 @@ class DevHub:
         self._lock = RootLock(self.root)
         try:
             self._hub = Hub(self.root, self._settings)
+            self._hub.blobs.objects.sweep()
             self.token = seeds.default_token(self._hub)
             self._serving = _Serving(self._hub, *self._ports)
         except BaseException:
@@ -200,8 +201,11 @@ class _Serving:
             raise self._failure
 
     def stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join()
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._stop.set)
+            self._thread.join()
+        if self._failure is not None:
+            raise self._failure
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)

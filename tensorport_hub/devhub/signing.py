@@ -52,7 +52,7 @@ class Signer:
         """Raise `BadSignature` unless this request was signed here and is still in time."""
         claims = {name: value for name, value in query.items() if name != "Signature"}
         expected = self._mac(self._canonical(method, path, claims))
-        if not hmac.compare_digest(expected, query.get("Signature", "")):
+        if not hmac.compare_digest(expected.encode(), query.get("Signature", "").encode()):
             raise BadSignature("SignatureDoesNotMatch")
         with self._lock:
             dead = claims["Nonce"] in self._dead
@@ -82,7 +82,7 @@ class Signer:
             text = urlsafe_b64decode(body + "=" * (-len(body) % 4)).decode()
         except ValueError as error:
             raise BadSignature("not a token") from error
-        if not hmac.compare_digest(self._mac(text), mac):
+        if not hmac.compare_digest(self._mac(text).encode(), mac.encode()):
             raise BadSignature("token was not signed here")
         claims = json.loads(text)
         if claims["exp"] < time.time():
