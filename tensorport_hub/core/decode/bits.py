@@ -8,7 +8,9 @@ Sources: OCP Microscaling Formats (MX) v1.0, section 5 (E2M1, E2M3, E8M0); OCP 8
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from functools import cache
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -67,6 +69,21 @@ def nibble_pairs(low_first: bool = True) -> npt.NDArray[np.uint8]:
     return np.stack(pair if low_first else pair[::-1], axis=1)
 
 
+def pair_table(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """[256 scales, 16 codes] -> [scale << 8 | byte]: the two values of a byte, low nibble first, in one word."""
+    pairs = np.ascontiguousarray(values[:, nibble_pairs()])
+    return pairs.view(np.dtype(f"u{2 * values.itemsize}")).reshape(-1)
+
+
+def look_up_pairs(table: npt.NDArray[Any], scales: Bytes, data: Bytes) -> npt.NDArray[Any]:
+    """Words of a `pair_table` for 1-D `data`, of which each scale has an equal share, in order."""
+    per = data.size // max(scales.size, 1)
+    index = np.repeat(scales.astype(np.uint16) << np.uint16(8), per)
+    np.bitwise_or(index, data, out=index)
+    found: npt.NDArray[Any] = np.take(table, index, mode="clip")
+    return found
+
+
 def unpack(data: Bytes, nbits: int) -> Bytes:
     """Codes of an LE bit stream along the last axis.
 
@@ -105,3 +122,42 @@ def as_float32(data: Bytes, dtype: str) -> Floats:
     if dtype == "U8":
         return e8m0()[data]
     return float8(dtype)[data]
+
+
+def unpack_blocked(
+    words: npt.NDArray[np.unsignedinteger[Any]], nbits: int, shifts: Sequence[int], start: int, stop: int
+) -> Bytes:
+    """Codes `start:stop` of a sequence that was cut into as many blocks as there are `shifts`.
+
+    Block k fills bits `shifts[k]` to `shifts[k] + nbits` of all words: code i lies in word `i % words.size`.
+
+    Returns:
+        `stop - start` codes.
+    """
+    codes = np.empty(stop - start, np.uint8)
+    mask = words.dtype.type((1 << nbits) - 1)
+    for block, shift in enumerate(shifts):
+        origin = block * words.size
+        first, last = max(start, origin), min(stop, origin + words.size)
+        if first < last:
+            part = words[first - origin : last - origin]
+            codes[first - start : last - start] = (part >> words.dtype.type(shift)) & mask
+    return codes
+
+
+def rectangles(start: int, stop: int, width: int) -> Iterator[tuple[int, int, int, int]]:
+    """Items `start:stop` of a matrix with rows of `width` items, as at most three rectangles, in order.
+
+    Yields:
+        First row, last row + 1, first column, last column + 1.
+    """
+    while start < stop:
+        row, column = divmod(start, width)
+        if column or stop - start < width:
+            end = min(column + stop - start, width)
+            yield row, row + 1, column, end
+            start += end - column
+        else:
+            rows = (stop - start) // width
+            yield row, row + rows, 0, width
+            start += rows * width
