@@ -72,6 +72,11 @@ class Survey:
     config_text: str | None
     card: Mapping[str, Any]
 
+    @property
+    def tensors(self) -> tuple[TensorSpec, ...]:
+        """The wanted tensors."""
+        return tuple(self.checkpoint.tensors.values())
+
 
 def survey(
     source: Source,

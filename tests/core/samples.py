@@ -12,8 +12,9 @@ from fractions import Fraction
 from math import prod
 from typing import Any
 
+from tensorport_hub.core.detect import Checkpoint
 from tensorport_hub.core.plan import Options, Plan, WeightFile, lay_out
-from tensorport_hub.core.recipe import recipes
+from tensorport_hub.core.recipe import Recipe, recipes
 from tensorport_hub.core.tensor import DTYPES, TensorSpec
 
 Stored = tuple[str, str, tuple[int, ...]]
@@ -58,9 +59,18 @@ def plan_of(files: Mapping[str, Sequence[Stored]], *, data_start: int = 80, **op
         size = here[-1].stop if here else data_start
         weights.append(WeightFile(name, size, f"{len(weights):064x}", None, data_start))
         tensors += here
-    made = recipes(tensors, precision=chosen.precision)
+    made = made_from(tensors, precision=chosen.precision)
     parts = lay_out(made, shard_size=chosen.shard_size)
     return Plan("org/model", COMMIT, tuple(weights), tuple(made), parts, chosen)
+
+
+def made_from(
+    tensors: Sequence[TensorSpec], *, quantization_stated: bool = False, **how: Any
+) -> list[Recipe]:
+    """The recipes of these tensors, as of a checkpoint whose configuration says nothing, or something."""
+    config = {"quantization_config": {"quant_method": "mystery"}} if quantization_stated else {}
+    checkpoint = Checkpoint({t.name: t for t in tensors}, configs={"config.json": config})
+    return list(recipes(checkpoint, **how).made)
 
 
 def rounded(value: Fraction, target: str) -> int:

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from tensorport_hub.core.model_config import states_quantization, without_quantization
+from tensorport_hub.core.detect import Checkpoint
+from tensorport_hub.core.model_config import without_quantization
 
 STATING = [
     {"quantization_config": {"quant_method": "mxfp4"}},
@@ -14,6 +15,13 @@ STATING = [
     {"quantization": {"bits": 4, "group_size": 64}},
     {"text_config": {"quantization_config": {"quant_method": "fp8"}}},
 ]
+
+
+def states_quantization(config) -> bool:
+    """Whether detection finds a statement in a `config.json`."""
+    return bool(Checkpoint({}, configs={"config.json": config}).quantization)
+
+
 SILENT = [
     {},
     {"quantization_config": None},

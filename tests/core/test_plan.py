@@ -18,10 +18,9 @@ from hypothesis import strategies as st
 
 from tensorport_hub.core import npy
 from tensorport_hub.core.plan import SHARD_FILES, Options, Part, Plan, WeightFile, dumps, lay_out
-from tensorport_hub.core.recipe import recipes
 from tensorport_hub.core.tensor import DTYPES
 from tensorport_hub.errors import LimitError
-from tests.core.samples import COMMIT, Stored, plan_of, specs
+from tests.core.samples import COMMIT, Stored, made_from, plan_of, specs
 
 TENSORS = st.lists(
     st.one_of(
@@ -66,7 +65,7 @@ def file_size(part: Part, dtype) -> int:
 @example([("U8", (0, 9)), ("U8", (9, 0)), ("U8", ())], 150)
 def test_parts_tile_tensors_and_fill_shards(tensors, shard_size):
     """Rows cover axis 0 in order, sizes are exact and fit, shards fill greedily, names are unique."""
-    made = recipes(specs(stored(tensors)))
+    made = made_from(specs(stored(tensors)))
     try:
         parts = lay_out(made, shard_size=shard_size)
     except LimitError:
@@ -105,7 +104,7 @@ def test_parts_tile_tensors_and_fill_shards(tensors, shard_size):
 
 
 def sizes_of(stored_tensors: list[Stored], shard_size: int) -> list[tuple[str, int, tuple[int, int]]]:
-    parts = lay_out(recipes(specs(stored_tensors)), shard_size=shard_size)
+    parts = lay_out(made_from(specs(stored_tensors)), shard_size=shard_size)
     return [(part.path, part.size, part.rows) for part in parts]
 
 
@@ -150,7 +149,7 @@ def test_no_tensors_no_parts():
 
 def test_a_shard_holds_4096_files():
     """Many small tensors close a shard by count."""
-    parts = lay_out(recipes(specs((f"t{i}", "U8", (1,)) for i in range(10_000))), shard_size=10**9)
+    parts = lay_out(made_from(specs((f"t{i}", "U8", (1,)) for i in range(10_000))), shard_size=10**9)
     counts = [sum(part.shard == shard for part in parts) for shard in range(3)]
     assert counts == [SHARD_FILES, SHARD_FILES, 10_000 - 2 * SHARD_FILES]
     assert SHARD_FILES == 4096
@@ -170,13 +169,13 @@ def test_a_shard_holds_4096_files():
 def test_a_row_larger_than_a_shard_is_an_error(tensor, shard_size, got):
     """What can't be cut small enough is a limit error with expected and got; an empty tensor too."""
     with pytest.raises(LimitError, match=f"row of `x` .*at most {shard_size} bytes, got {got}") as caught:
-        lay_out(recipes(specs([tensor])), shard_size=shard_size)
+        lay_out(made_from(specs([tensor])), shard_size=shard_size)
     assert "--shard-size" in caught.value.hint
 
 
 def test_all_rows_that_are_too_large_are_told():
     """Every tensor that no shard can hold is named in one error."""
-    made = recipes(specs([("a", "U8", (2, 900)), ("b", "U8", (2, 9)), ("c", "U8", (900, 900))]))
+    made = made_from(specs([("a", "U8", (2, 900)), ("b", "U8", (2, 9)), ("c", "U8", (900, 900))]))
     with pytest.raises(LimitError, match="2 problems") as caught:
         lay_out(made, shard_size=1000)
     assert "`a`" in caught.value.message
@@ -187,7 +186,7 @@ def test_all_rows_that_are_too_large_are_told():
 def test_names_that_clash_lie_apart():
     """Names equal but for case, and look-alikes of parts, get files of their own beside a real split."""
     parts = lay_out(
-        recipes(
+        made_from(
             specs(
                 [
                     ("w", "U8", (900,)),

@@ -6,10 +6,11 @@ import pytest
 
 from tensorport_hub.core.decode.mxfp4 import Mxfp4
 from tensorport_hub.core.decode.plain import Plain
-from tensorport_hub.core.recipe import Recipe, logical_name, recipes
+from tensorport_hub.core.detect import logical_name
+from tensorport_hub.core.recipe import Recipe
 from tensorport_hub.core.tensor import DTYPES
 from tensorport_hub.errors import CheckpointError
-from tests.core.samples import Stored, specs
+from tests.core.samples import Stored, made_from, specs
 
 X = "model.layers.0.mlp.down_proj"
 E = "model.layers.0.mlp.experts"
@@ -22,7 +23,7 @@ GPT_OSS: list[Stored] = [
 
 
 def made(stored: list[Stored], **how) -> list[Recipe]:
-    return recipes(specs(stored), **how)
+    return made_from(specs(stored), **how)
 
 
 def refusal(stored: list[Stored], **how) -> CheckpointError:
@@ -49,7 +50,7 @@ def test_partners_are_found_wherever_they_lie():
     """Scales before the blocks, or in another file, are the same pair, at the blocks' place."""
     blocks, scales, bias, norm = GPT_OSS
     there = specs([scales, bias], "a.safetensors") + specs([norm, blocks], "b.safetensors")
-    out = recipes(there)
+    out = made_from(there)
     assert [recipe.name for recipe in out] == [bias[0], norm[0], f"{E}.down_proj"]
     assert [t.file for t in out[-1].decoder.inputs] == ["b.safetensors", "a.safetensors"]
 

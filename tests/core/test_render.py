@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tensorport_hub.core.decode.cast import Losses
-from tensorport_hub.core.recipe import Recipe, recipes
+from tensorport_hub.core.recipe import Recipe
 from tensorport_hub.core.render import TILE, render
 from tensorport_hub.core.tensor import DTYPES
-from tests.core.samples import Stored, rounded, specs
+from tests.core.samples import Stored, made_from, rounded, specs
 
 E2M1 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
 WORDS = {"BF16": np.uint16, "F16": np.uint16, "F32": np.uint32}
@@ -24,7 +24,7 @@ INFINITY = {"BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F800000}
 
 
 def recipe_of(*stored: Stored, precision: str = "keep") -> Recipe:
-    (made,) = recipes(specs(stored), precision=precision)
+    (made,) = made_from(specs(stored), precision=precision)
     return made
 
 

@@ -49,7 +49,7 @@ def test_every_code_with_every_scale_in_both_nibbles():
     low = np.arange(16, dtype=np.uint8)
     blocks = np.tile(low | (low[::-1] << 4), (256, 1)).astype(np.uint8)
     scales = np.arange(256, dtype=np.uint8)
-    out, overflow = decoder.decode([blocks.reshape(-1), scales])
+    out, overflow = decoder.decode([blocks.reshape(-1), scales], 0, decoder.items)
     want = np.array(
         [[formula(code, s) for i in range(16) for code in (i, 15 - i)] for s in range(256)], np.uint16
     )
@@ -87,7 +87,7 @@ def test_what_fits_is_exact():
 def test_corners(scale, byte, low, high):
     """The documented corners by hand."""
     blocks = np.full(16, byte, np.uint8)
-    out, overflow = bound(1, 1).decode([blocks, np.array([scale], np.uint8)])
+    out, overflow = bound(1, 1).decode([blocks, np.array([scale], np.uint8)], 0, 32)
     assert out.view(np.uint16).tolist() == [low, high] * 16
     assert overflow == 16 * ((low & 0x7FFF == INFINITY) + (high & 0x7FFF == INFINITY))
 
@@ -95,7 +95,7 @@ def test_corners(scale, byte, low, high):
 def test_a_nan_block_beside_an_overflow_is_not_counted():
     """Only finite values that became infinite count."""
     scales = np.array([255, 254, 0], np.uint8)
-    _, overflow = bound(1, 3).decode([np.full(48, 0x77, np.uint8), scales])
+    _, overflow = bound(1, 3).decode([np.full(48, 0x77, np.uint8), scales], 0, 96)
     assert overflow == 32
 
 
@@ -108,14 +108,14 @@ def test_any_cut_at_a_grain_gives_the_same_bytes(data):
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     scales = rng.integers(0, 256, np.prod(shape), np.uint8)
     blocks = rng.integers(0, 256, scales.size * 16, np.uint8)
-    whole, overflow = decoder.decode([blocks, scales])
+    whole, overflow = decoder.decode([blocks, scales], 0, decoder.items)
     assert whole.size == decoder.items == np.prod(decoder.shape)
     cuts = data.draw(st.sets(st.integers(0, scales.size)))
     edges = sorted({0, scales.size, *cuts})
     pieces, counts = [], 0
     for start, stop in pairwise(edges):
         (a, b), (c, d) = decoder.spans(start * decoder.grain, stop * decoder.grain)
-        values, lost = decoder.decode([blocks[a:b], scales[c:d]])
+        values, lost = decoder.decode([blocks[a:b], scales[c:d]], start * 32, stop * 32)
         pieces.append(values)
         counts += lost
     assert np.concatenate(pieces).tobytes() == whole.tobytes()
@@ -135,7 +135,7 @@ def test_spans_cover_the_inputs():
 def test_an_empty_tensor_decodes_to_nothing():
     """No experts, no values."""
     decoder = bound(0, 4, 2)
-    out, overflow = decoder.decode([np.zeros(0, np.uint8), np.zeros(0, np.uint8)])
+    out, overflow = decoder.decode([np.zeros(0, np.uint8), np.zeros(0, np.uint8)], 0, decoder.items)
     assert (out.size, overflow, decoder.shape) == (0, 0, (0, 4, 64))
 
 

@@ -19,13 +19,13 @@ def test_every_dtype_keeps_its_bits(name):
     rng = np.random.default_rng(7)
     stored = rng.integers(0, 2 if name == "BOOL" else 256, tensor.nbytes, np.uint8)
     assert decoder.items * tensor.dtype.itemsize == tensor.nbytes
-    whole, overflow = decoder.decode([stored])
+    whole, overflow = decoder.decode([stored], 0, decoder.items)
     assert whole.tobytes() == stored.tobytes()
     assert overflow == 0
     joined = b""
     for start, stop in ((0, 1), (1, 1), (1, 50), (50, decoder.items)):
         ((first, last),) = decoder.spans(start, stop)
-        values, _ = decoder.decode([stored[first:last]])
+        values, _ = decoder.decode([stored[first:last]], start, stop)
         assert values.size == stop - start
         assert values.dtype == tensor.dtype.numpy
         joined += values.tobytes()
@@ -37,7 +37,7 @@ def test_quiet_and_signalling_nans_keep_their_payload():
     for name, codes in (("F32", [0x7F800001, 0xFFC00123]), ("BF16", [0x7F81, 0xFFFF])):
         word = np.uint32 if name == "F32" else np.uint16
         (tensor,) = specs([("x", name, (2,))])
-        values, _ = Plain(tensor).decode([np.array(codes, word).view(np.uint8)])
+        values, _ = Plain(tensor).decode([np.array(codes, word).view(np.uint8)], 0, 2)
         assert values.view(word).tolist() == codes
 
 
