@@ -5,11 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from tensorport_hub.core.decode.decoder import Decoder, Params
+from tensorport_hub.core.decode.float8 import Float8
+from tensorport_hub.core.decode.int8 import Int8, Int8Zero
 from tensorport_hub.core.decode.mxfp4 import Mxfp4
 from tensorport_hub.core.decode.plain import Plain
 from tensorport_hub.core.tensor import TensorSpec
 
-SCHEMES: Mapping[str, Callable[..., Decoder]] = {Plain.scheme: Plain, Mxfp4.scheme: Mxfp4}
+SCHEMES: Mapping[str, Callable[..., Decoder]] = {
+    kind.scheme: kind
+    for kind in (
+        Plain,
+        Mxfp4,
+        Float8,
+        Int8,
+        Int8Zero,
+    )
+}
 
 
 def bind(scheme: str, inputs: Sequence[TensorSpec], params: Params) -> Decoder:
