@@ -262,6 +262,7 @@ OTHER = {
     "subfolder": "unet",
     "allow_patterns": ("x*",),
     "precision": "float32",
+    "quantized": "keep",
     "on_overflow": "inf",
     "on_underflow": "error",
     "shard_size": 1_700_000_000,
@@ -289,6 +290,8 @@ def test_everything_else_of_a_plan_is_in_the_fingerprint():
         {"commit": COMMIT[::-1]},
         {"version": "9.9"},
         {"skipped": {"x": "excluded"}},
+        {"partial": (file.path,)},
+        {"packed": {"x": {"scheme": "mxfp4"}}},
         {"files": (dataclasses.replace(file, sha256="f" * 64), *plan.files[1:])},
         {"files": (dataclasses.replace(file, size=file.size + 1), *plan.files[1:])},
         {"files": (dataclasses.replace(file, git_oid="f" * 40), *plan.files[1:])},
@@ -323,7 +326,8 @@ def test_nothing_of_this_run_is_in_a_plan():
     assert os.getcwd() not in text
     assert os.uname().nodename not in text
     assert set(json.loads(text)) == {
-        *("version", "repo", "commit", "options", "files", "recipes", "parts", "skipped")
+        *("version", "repo", "commit", "options", "files", "recipes", "parts"),
+        *("skipped", "partial", "packed"),
     }
 
 
