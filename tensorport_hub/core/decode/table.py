@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from tensorport_hub.core.decode.bnb4 import Bnb4, Bnb4Nested
+from tensorport_hub.core.decode.bnb8 import Bnb8
 from tensorport_hub.core.decode.decoder import Decoder, Params
 from tensorport_hub.core.decode.float8 import Float8
 from tensorport_hub.core.decode.int8 import Int8, Int8Zero
 from tensorport_hub.core.decode.mxfp4 import Mxfp4
+from tensorport_hub.core.decode.mxfp6 import Mxfp6
+from tensorport_hub.core.decode.nvfp4 import Nvfp4, Nvfp4Awq, Nvfp4Over, Nvfp4Times
+from tensorport_hub.core.decode.nvfp4_bmm import Nvfp4Bmm
 from tensorport_hub.core.decode.plain import Plain
 from tensorport_hub.core.tensor import TensorSpec
 
@@ -19,6 +24,9 @@ SCHEMES: Mapping[str, Callable[..., Decoder]] = {
         Float8,
         Int8,
         Int8Zero,
+        Bnb4,
+        Bnb4Nested,
+        Bnb8,
     )
 }
 
