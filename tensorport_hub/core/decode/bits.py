@@ -70,7 +70,7 @@ def nibble_pairs(low_first: bool = True) -> npt.NDArray[np.uint8]:
 
 
 def pair_table(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """[256 scales, 16 codes] -> [scale << 8 | byte]: the two values of a byte, low nibble first, in one word."""
+    """[256 scales, 16 codes] -> [scale << 8 | byte]: a byte's two values in one word, low nibble first."""
     pairs = np.ascontiguousarray(values[:, nibble_pairs()])
     return pairs.view(np.dtype(f"u{2 * values.itemsize}")).reshape(-1)
 

@@ -113,6 +113,20 @@ class Checkpoint:
         return merged
 
     @cached_property
+    def settings(self) -> frozenset[tuple[str, str]]:
+        """Every key with a text value, at any depth of what the configuration says of quantization."""
+        found: set[tuple[str, str]] = set()
+        inside: list[object] = [self.quantization]
+        while inside:
+            value = inside.pop()
+            if isinstance(value, Mapping):
+                found |= {(str(k), v) for k, v in value.items() if isinstance(v, str)}
+                inside += value.values()
+            elif isinstance(value, list):
+                inside += value
+        return frozenset(found)
+
+    @cached_property
     def has_scales(self) -> bool:
         """Whether any name reads as a scale."""
         return any(_SCALE.search(name.rpartition(".")[2]) for name in self.tensors)
