@@ -94,20 +94,32 @@ def unpack(data: Bytes, nbits: int) -> Bytes:
     Returns:
         Codes [..., 8 * n // nbits]; bits that are left over are dropped.
     """
+    lead, nbytes = data.shape[:-1], data.shape[-1]
     if nbits == 8:
         return data
-    if nbits == 4:
-        return nibble_pairs()[data].reshape(*data.shape[:-1], data.shape[-1] * 2)
     if 8 % nbits == 0:
-        per = 8 // nbits
-        shifts = np.arange(per, dtype=np.uint8) * np.uint8(nbits)
-        codes = (data[..., None] >> shifts) & np.uint8((1 << nbits) - 1)
-        return codes.reshape(*data.shape[:-1], data.shape[-1] * per)
-    bits = np.unpackbits(data, axis=-1, bitorder="little")
-    count = bits.shape[-1] // nbits
-    grouped = bits[..., : count * nbits].reshape(*data.shape[:-1], count, nbits)
-    packed: Bytes = np.packbits(grouped, axis=-1, bitorder="little")[..., 0]
-    return packed
+        return np.take(_codes_of_byte(nbits), data, mode="clip").view(np.uint8)
+    lacking = -nbytes % nbits  # eight codes lie in `nbits` bytes
+    if lacking:
+        data = np.concatenate([data, np.zeros((*lead, lacking), np.uint8)], axis=-1)
+    groups = data.reshape(*lead, (nbytes + lacking) // nbits, nbits)
+    codes = np.empty((*groups.shape[:-1], 8), np.uint8)
+    for slot in range(8):
+        byte, shift = divmod(slot * nbits, 8)
+        code = groups[..., byte] >> np.uint8(shift)
+        if shift + nbits > 8:
+            code |= groups[..., byte + 1] << np.uint8(8 - shift)
+        np.bitwise_and(code, np.uint8((1 << nbits) - 1), out=codes[..., slot])
+    return codes.reshape(*lead, -1)[..., : 8 * nbytes // nbits]
+
+
+@cache
+def _codes_of_byte(nbits: int) -> npt.NDArray[np.unsignedinteger[Any]]:
+    """Byte -> its codes of 1, 2 or 4 bits, the lowest first, in one word."""
+    per = 8 // nbits
+    shifts = np.arange(per, dtype=np.uint8) * np.uint8(nbits)
+    codes = (np.arange(256, dtype=np.uint8)[:, None] >> shifts) & np.uint8((1 << nbits) - 1)
+    return codes.view(np.dtype(f"u{per}")).reshape(-1)
 
 
 def as_float32(data: Bytes, dtype: str) -> Floats:
