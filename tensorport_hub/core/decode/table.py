@@ -13,6 +13,7 @@ from tensorport_hub.core.decode.mxfp4 import Mxfp4
 from tensorport_hub.core.decode.mxfp6 import Mxfp6
 from tensorport_hub.core.decode.nvfp4 import Nvfp4, Nvfp4Awq, Nvfp4Over, Nvfp4Times
 from tensorport_hub.core.decode.nvfp4_bmm import Nvfp4Bmm
+from tensorport_hub.core.decode.packed_int import PackedInt
 from tensorport_hub.core.decode.plain import Plain
 from tensorport_hub.core.tensor import TensorSpec
 
@@ -21,6 +22,7 @@ SCHEMES: Mapping[str, Callable[..., Decoder]] = {
     for kind in (
         Plain,
         Mxfp4,
+        PackedInt,
         Float8,
         Int8,
         Int8Zero,
