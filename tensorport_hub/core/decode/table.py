@@ -8,6 +8,7 @@ from tensorport_hub.core.decode.bnb4 import Bnb4, Bnb4Nested
 from tensorport_hub.core.decode.bnb8 import Bnb8
 from tensorport_hub.core.decode.decoder import Decoder, Params
 from tensorport_hub.core.decode.float8 import Float8
+from tensorport_hub.core.decode.hqq import Hqq
 from tensorport_hub.core.decode.int8 import Int8, Int8Zero
 from tensorport_hub.core.decode.mxfp4 import Mxfp4
 from tensorport_hub.core.decode.mxfp6 import Mxfp6
@@ -29,6 +30,7 @@ SCHEMES: Mapping[str, Callable[..., Decoder]] = {
         Bnb4,
         Bnb4Nested,
         Bnb8,
+        Hqq,
     )
 }
 

@@ -1,4 +1,4 @@
-"""bitsandbytes: 4-bit `X` beside `X.quant_state.bitsandbytes__nf4` or `__fp4`; 8-bit `X.weight` beside `X.SCB`.
+"""bitsandbytes: `X` beside `X.quant_state.bitsandbytes__nf4` or `__fp4`; 8-bit: `X.weight` beside `X.SCB`.
 
 The 4-bit module's blob is JSON in a U8 tensor: quant_type, blocksize, dtype, shape and, where the maxima of
 blocks are quantized themselves, nested_blocksize, nested_dtype and nested_offset. The weight's stored shape
