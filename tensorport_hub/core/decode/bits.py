@@ -31,7 +31,8 @@ CANONICAL_NAN = np.uint32(0x7FC00000)
 @cache
 def e8m0() -> Floats:
     """Byte -> 2^(byte - 127); byte 0 is the subnormal 2^-127, byte 255 NaN."""
-    table = np.ldexp(np.float64(1), np.arange(256) - 127).astype(np.float32)
+    exponent = np.minimum(np.arange(256) - 127, 127)
+    table = np.ldexp(np.float64(1), exponent).astype(np.float32)
     table.view(np.uint32)[255] = CANONICAL_NAN
     return table
 

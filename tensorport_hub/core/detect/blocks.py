@@ -1,17 +1,15 @@
 """Which block of a weight each of its scales is for, told from the scale's shape and the configuration.
 
 A shape alone says: one scale for all; one for each leading index (an output row, an expert, an expert's
-row); with powers of two as scales, one for 32 columns (OCP MX). Block and group sizes are the configuration's;
-where it states none, blocks are 128 x 128, as DeepSeek's. They are never taken from the ratio of the two
-shapes: a 576-row weight with 5 block rows has blocks of 128, not of 116.
+row); with powers of two as scales, one for 32 columns (OCP MX). Block and group sizes are those of the
+configuration; where it states none, blocks are 128 x 128, as DeepSeek's. They are never taken from the ratio
+of the two shapes: a 576-row weight with 5 block rows has blocks of 128, not of 116.
 
-Where the configuration is of compressed-tensors, its `config_groups` say for each module which of these it
-may be: a group that names it, else one whose expression matches it, else one of its class.
-
+Where the configuration is of compressed-tensors, its groups say for each module which of these it may be.
 Several readings that give different blocks are an error, as is none.
 
 Sources: transformers `quantizers/quantizer_finegrained_fp8.py`; compressed-tensors
-`quantization/quant_config.py` and `utils/match.py`; ModelOpt `torch/export/quant_utils.py`.
+`quantization/quant_config.py`; ModelOpt `torch/export/quant_utils.py`.
 """
 
 from __future__ import annotations
@@ -19,9 +17,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
-from typing import Any
 
 from tensorport_hub.core.detect.checkpoint import Checkpoint
+from tensorport_hub.core.detect.config_groups import Group, resolve
 from tensorport_hub.core.tensor import TensorSpec
 from tensorport_hub.errors import CheckpointError
 
@@ -44,24 +42,32 @@ def read_blocks(weight: TensorSpec, scale: TensorSpec, checkpoint: Checkpoint, *
     Raises:
         CheckpointError: the shape of `scale` means nothing here, or two things.
     """
-    groups = _config_groups(checkpoint, module, "float" if weight.dtype.kind == "float" else "int")
-    if groups:
-        found = {blocks for group in groups for blocks in _by_strategy(group, weight, scale)}
-        stated = ", as configured: " + " or ".join(sorted({_words(group) for group in groups}))
-    else:
-        sizes = list(_sizes(checkpoint.quantization))
-        found = set(_by_shape(weight, scale, sizes))
-        stated = f", blocks of {' or '.join(f'{r} × {c}' for r, c in sizes or [_DEFAULT_BLOCK])}"
+    if is_compressed_tensors(checkpoint):
+        kind = "float" if weight.dtype.kind == "float" else "int"
+
+        def read(group: Group) -> Blocks | None:
+            if group.bits not in (0, 8) or group.kind not in ("", kind):
+                return None
+            return _only(set(_by_strategy(group, weight.shape, scale.shape)), weight, scale)
+
+        found = resolve(module, checkpoint, read, of=scale)
+        if found is not None:
+            return found
+    sizes = list(_sizes(checkpoint.quantization))
+    blocks = _only(set(_by_shape(weight, scale, sizes)), weight, scale)
+    if blocks is None:
+        known = " or ".join(sorted({f"{rows} × {cols}" for rows, cols in sizes or [_DEFAULT_BLOCK]}))
+        raise CheckpointError(
+            f"scale {scale} does not fit {weight}: expected one for all, one a row, or one a block of {known}"
+        )
+    return blocks
+
+
+def _only(found: set[Blocks], weight: TensorSpec, scale: TensorSpec) -> Blocks | None:
     if len(found) > 1:
         readings = " or ".join(f"{rows} × {cols}" for _, rows, cols in sorted(found))
-        raise CheckpointError(f"scale {scale} of {weight} is ambiguous: a scale for every {readings}")
-    if not found:
-        raise CheckpointError(
-            f"scale {scale} does not fit {weight}: expected one for the tensor, one a row{stated}"
-            if not groups
-            else f"scale {scale} does not fit {weight}{stated}"
-        )
-    return found.pop()
+        raise CheckpointError(f"scale {scale} of {weight} is ambiguous: one for every {readings}")
+    return found.pop() if found else None
 
 
 def _by_shape(weight: TensorSpec, scale: TensorSpec, sizes: Sequence[tuple[int, int]]) -> Iterator[Blocks]:
@@ -77,19 +83,19 @@ def _by_shape(weight: TensorSpec, scale: TensorSpec, sizes: Sequence[tuple[int, 
         yield from _tiles(weight.shape, scale.shape, rows, cols)
 
 
-def _by_strategy(group: Mapping[str, Any], weight: TensorSpec, scale: TensorSpec) -> Iterator[Blocks]:
-    """What a configured strategy makes of the shape."""
-    match _strategy(group):
-        case "tensor":
-            yield from _tensor(weight.shape, scale.shape)
-            yield from _leading(weight.shape, scale.shape, upto=len(weight.shape) - 2)
-        case "channel" | "token":
-            yield from _leading(weight.shape, scale.shape, least=max(len(weight.shape) - 1, 1))
-            yield from _leading(weight.shape, scale.shape, upto=1)
-        case "group" | "tensor_group":
-            yield from _groups(weight.shape, scale.shape, _positive(group.get("group_size")))
-        case "block":
-            yield from _tiles(weight.shape, scale.shape, *(_pair(group.get("block_structure")) or (0, 0)))
+def _by_strategy(group: Group, weight: Shape, scale: Shape) -> Iterator[Blocks]:
+    """What a configured strategy makes of the shape; a group that states none is told by its size."""
+    strategy = group.strategy or ("group" if group.group_size else "")
+    if strategy in ("tensor", ""):
+        yield from _tensor(weight, scale)
+        yield from _leading(weight, scale, upto=len(weight) - 2)
+    if strategy in ("channel", "token", ""):
+        yield from _leading(weight, scale, least=max(len(weight) - 1, 1))
+        yield from _leading(weight, scale, upto=1)
+    if strategy in ("group", "tensor_group"):
+        yield from _groups(weight, scale, group.group_size)
+    if strategy == "block" and len(group.block) == 2:
+        yield from _tiles(weight, scale, *group.block)
 
 
 def _tensor(weight: Shape, scale: Shape) -> Iterator[Blocks]:
@@ -152,9 +158,6 @@ def _sizes(config: object, *, key: str = "") -> Iterator[tuple[int, int]]:
 
 
 def _pair(value: object) -> tuple[int, int] | None:
-    """`[128, 128]`, or "128x128" as early compressed-tensors writes it."""
-    if isinstance(value, str):
-        value = [int(part) for part in value.split("x") if part.isdecimal()]
     if not isinstance(value, list) or len(value) != 2:
         return None
     rows, cols = _positive(value[0]), _positive(value[1])
@@ -170,53 +173,3 @@ def is_compressed_tensors(checkpoint: Checkpoint) -> bool:
     config = checkpoint.quantization
     stated = checkpoint.method in ("compressed-tensors", "compressed_tensors", "sparseml")
     return stated or (not checkpoint.method and "config_groups" in config and "format" in config)
-
-
-def _config_groups(checkpoint: Checkpoint, module: str, kind: str) -> list[Mapping[str, Any]]:
-    """The `weights` of the configured 8-bit groups of `kind` that `module` may belong to."""
-    if not is_compressed_tensors(checkpoint):
-        return []
-    ranked: list[tuple[int, Mapping[str, Any]]] = []
-    groups = checkpoint.quantization.get("config_groups")
-    for group in groups.values() if isinstance(groups, Mapping) else ():
-        weights = group.get("weights") if isinstance(group, Mapping) else None
-        if not isinstance(weights, Mapping) or weights.get("num_bits", 8) != 8:
-            continue
-        if weights.get("type", "int") == kind:
-            targets = group.get("targets")
-            names = [str(target) for target in targets] if isinstance(targets, list) else []
-            ranked.append((min((_rank(target, module) for target in names), default=_OTHER), weights))
-    best = min((rank for rank, _ in ranked), default=_OTHER)
-    return [weights for rank, weights in ranked if rank == best]
-
-
-_NAME, _EXPRESSION, _CLASS, _OTHER = range(4)
-
-
-def _rank(target: str, module: str) -> int:
-    """How closely a target names a module, whatever prefix the module's name has got since."""
-    parts = module.split(".")
-    tails = [".".join(parts[i:]) for i in range(len(parts))]
-    if target.startswith("re:"):
-        try:
-            matches = any(re.match(target[3:], tail) for tail in tails)
-        except re.error:
-            matches = False
-        return _EXPRESSION if matches else _OTHER
-    if target in tails:
-        return _NAME
-    is_class = target[:1].isupper() and "." not in target
-    of_embeddings = "embed" in target.lower()
-    return _CLASS if is_class and of_embeddings == ("embed" in parts[-1].lower()) else _OTHER
-
-
-def _strategy(group: Mapping[str, Any]) -> str:
-    """The strategy, or what compressed-tensors takes where none is stated."""
-    size = group.get("group_size")
-    implied = "tensor" if size is None else "group" if _positive(size) else "channel"
-    return str(group.get("strategy") or implied)
-
-
-def _words(group: Mapping[str, Any]) -> str:
-    size = group.get("block_structure") or group.get("group_size") or ""
-    return f"one a {_strategy(group)} {size}".rstrip()

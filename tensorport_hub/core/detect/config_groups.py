@@ -68,6 +68,8 @@ def _group(name: str, group: object, stated: Mapping[str, Any]) -> Group | None:
     if not isinstance(group, Mapping) or not isinstance(weights, Mapping):
         return None
     targets, block = group.get("targets"), weights.get("block_structure")
+    if isinstance(block, str):  # "128x128", as early versions write it
+        block = [int(n) for n in block.split("x") if n.isdecimal()]
     symmetric = weights.get("symmetric")
     actorder = weights.get("actorder")
     return Group(

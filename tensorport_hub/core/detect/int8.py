@@ -1,4 +1,4 @@
-"""8-bit integer weights: `X.weight` I8 and `X.weight_scale`, perhaps `X.weight_zero_point` (compressed-tensors).
+"""8-bit integer weights of compressed-tensors: `X.weight` I8, `X.weight_scale`, maybe `X.weight_zero_point`.
 
 The dtype is that of the scales, as compressed-tensors gives it; Quark gives BF16. Powers of two as scales
 belong to 4-bit floats in I8, and gemma's own files to their family: they are none of these.
