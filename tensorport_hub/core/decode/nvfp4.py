@@ -1,7 +1,7 @@
 """NVFP4: E2M1 codes in blocks of 16 along the input axis, each with an E4M3 scale, all with one in F32.
 
-Layout: weight U8 [..., rows, blocks * 8] (or F4, whose shape counts elements), a byte holds two codes, the
-LOW nibble first; scales F8_E4M3 [..., rows, blocks] (or the same bytes as U8); a global scale F32 [] / [1],
+Layout: weight U8 [..., rows, blocks * 8] (or U32 words of four such bytes, as MLX; or F4, whose shape
+counts elements), a byte holds two codes, the LOW nibble first; scales F8_E4M3 [..., rows, blocks] (or the same bytes as U8); a global scale F32 [] / [1],
 or one for each of the leading matrices (experts). Output [..., rows, blocks * 16], reference dtype BF16.
 
 Arithmetic, in float32 and in this order: scale = E4M3[s] / global (compressed-tensors) or E4M3[s]
@@ -63,11 +63,11 @@ class Nvfp4(Decoder):
     scheme: ClassVar[str] = "nvfp4"
 
     def __post_init__(self) -> None:
-        per = BLOCK if self.weight.dtype.packed else BLOCK_NBYTES
+        per = BLOCK if self.weight.dtype.packed else BLOCK_NBYTES // self.weight.dtype.itemsize
         *rows, width = self.weight.shape or (0,)
-        if self.weight.dtype.name not in ("U8", "F4") or not rows or not width or width % per:
+        if self.weight.dtype.name not in ("U8", "U32", "F4") or not rows or not width or width % per:
             raise CheckpointError(
-                f"NVFP4 weight {self.weight}: expected U8 or F4 [..., rows, blocks * {per}]"
+                f"NVFP4 weight {self.weight}: expected U8, U32 or F4 [..., rows, blocks * {per}]"
             )
         check_scales(self.scales, (*rows, width // per), self.weight)
 
