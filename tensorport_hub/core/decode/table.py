@@ -23,6 +23,12 @@ SCHEMES: Mapping[str, Callable[..., Decoder]] = {
     for kind in (
         Plain,
         Mxfp4,
+        Mxfp6,
+        Nvfp4,
+        Nvfp4Times,
+        Nvfp4Over,
+        Nvfp4Awq,
+        Nvfp4Bmm,
         PackedInt,
         Float8,
         Int8,

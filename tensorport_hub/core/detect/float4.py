@@ -53,7 +53,7 @@ def claim(tensor: TensorSpec, checkpoint: Checkpoint) -> Claim | None:
         return None
     _refuse_variants(tensor, stem, checkpoint)
     spent = checkpoint.present(f"{stem}input_scale")
-    if scales.dtype.name != "F8_E4M3":
+    if scales.dtype.name != "F8_E4M3" and checkpoint.find(f"{scales.name}_2") is None:
         return Claim(tensor.name, Mxfp4(tensor, scales), spent)
     return Claim(tensor.name, _nvfp4(tensor, scales, stem, checkpoint), spent)
 
@@ -63,7 +63,8 @@ def _packed(tensor: TensorSpec, checkpoint: Checkpoint) -> Claim:
     name = tensor.name.removesuffix("_packed")
     scales = checkpoint.need(f"{name}_scale", of=tensor, scheme="compressed-tensors NVFP4, MXFP4 or MXFP6")
     decoder: Decoder
-    if scales.dtype.name == "F8_E4M3":
+    divisor = checkpoint.find(f"{name}_global_scale")
+    if scales.dtype.name == "F8_E4M3" or divisor is not None:
         divisor = checkpoint.need(f"{name}_global_scale", of=tensor, scheme="compressed-tensors NVFP4")
         decoder = Nvfp4Over(tensor, scales, divisor)
     elif scales.shape and tensor.shape and tensor.shape[-1] == 24 * scales.shape[-1] != 0:
@@ -95,19 +96,17 @@ def _scales(tensor: TensorSpec, checkpoint: Checkpoint) -> TensorSpec | None:
 
 
 def _nvfp4(tensor: TensorSpec, scales: TensorSpec, stem: str, checkpoint: Checkpoint) -> Decoder:
-    factor = checkpoint.find(f"{scales.name}_2")
     columns = checkpoint.find(f"{stem}pre_quant_scale")
-    if factor is None:
-        if columns is not None:
-            checkpoint.need(f"{scales.name}_2", of=tensor, scheme="NVFP4 with `pre_quant_scale`")
+    bmm = not tensor.name.endswith(".weight") and tensor.shape[-1:] == scales.shape[-1:]
+    factor = checkpoint.find(f"{scales.name}_2")
+    if factor is None and not bmm and columns is None:
         return Nvfp4(tensor, scales)
-    if tensor.shape[-1:] == scales.shape[-1:] and tensor.shape[:-1] != scales.shape[:-1]:
-        if columns is not None:
-            raise CheckpointError(f"{columns}: no documented layout for experts packed along columns")
-        return Nvfp4Bmm(tensor, scales, factor)
-    if columns is not None:
-        return Nvfp4Awq(tensor, scales, factor, columns)
-    return Nvfp4Times(tensor, scales, factor)
+    factor = checkpoint.need(f"{scales.name}_2", of=tensor, scheme="NVFP4")
+    if columns is None:
+        return Nvfp4Bmm(tensor, scales, factor) if bmm else Nvfp4Times(tensor, scales, factor)
+    if bmm:
+        raise CheckpointError(f"{columns}: no layout is documented for experts packed along columns")
+    return Nvfp4Awq(tensor, scales, factor, columns)
 
 
 def _refuse_variants(tensor: TensorSpec, stem: str, checkpoint: Checkpoint) -> None:

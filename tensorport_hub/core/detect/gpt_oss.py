@@ -1,4 +1,4 @@
-"""gpt-oss MXFP4: `X_blocks` and `X_scales`, both U8, make `X`."""
+"""gpt-oss MXFP4: `X_blocks` and `X_scales`, both U8, make `X`; in its `original/` files `X.blocks`, `X.scales`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from tensorport_hub.core.decode.mxfp4 import Mxfp4
 from tensorport_hub.core.detect.checkpoint import Checkpoint, Claim
 from tensorport_hub.core.tensor import TensorSpec
 
-SUFFIXES = ("_blocks", "_scales")
+SUFFIXES = ("_blocks", "_scales", ".blocks")
 FACTS: tuple[str, ...] = ()
 
 
@@ -14,10 +14,12 @@ def claim(tensor: TensorSpec, checkpoint: Checkpoint) -> Claim | None:
     """The module whose primary `tensor` is."""
     if tensor.dtype.name != "U8":
         return None
-    stem, _, suffix = tensor.name.rpartition("_")
-    if suffix == "blocks":
-        scales = checkpoint.need(f"{stem}_scales", of=tensor, scheme="gpt-oss MXFP4")
-        return Claim(stem, Mxfp4(tensor, scales))
-    if suffix == "scales":
-        checkpoint.need(f"{stem}_blocks", of=tensor, scheme="gpt-oss MXFP4")
+    name = tensor.name
+    for separator in "_.":
+        if name.endswith(f"{separator}blocks"):
+            stem = name.removesuffix("blocks")
+            scales = checkpoint.need(f"{stem}scales", of=tensor, scheme="gpt-oss MXFP4")
+            return Claim(stem[:-1], Mxfp4(tensor, scales))
+    if name.endswith("_scales"):
+        checkpoint.need(f"{name.removesuffix('scales')}blocks", of=tensor, scheme="gpt-oss MXFP4")
     return None

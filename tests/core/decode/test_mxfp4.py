@@ -151,14 +151,38 @@ def test_an_empty_tensor_decodes_to_nothing():
         (("U8", (2, 4, 3, 16)), ("F8_E8M0", (2, 4, 3))),
         (("U8", (2, 4, 3, 16)), ("U8", (2, 4, 2))),
         (("U8", (2, 4, 3, 16)), ("U8", (2, 12))),
-        (("U8", (2, 4, 3, 16)), ("U8", (2, 4, 3, 1))),
+        (("U8", (2, 4, 3, 16)), ("U8", (2, 4, 3, 2))),
+        (("F8_E8M0", (4, 48)), ("U8", (4, 3))),
+        (("I8", (4, 48)), ("F8_E4M3", (4, 3))),
+        (("U8", (4, 50)), ("U8", (4, 3))),
+        (("U8", (4, 48)), ("U8", (3, 4))),
+        (("U8", (4, 0)), ("U8", (4, 0))),
+        (("F4", (4, 48)), ("U8", (4, 3))),
+        (("U8", (48,)), ("U8", (3,))),
         (("U8", (2, 4, 3, 16)), ("U8", ())),
     ],
 )
 def test_what_does_not_belong_together_is_refused(blocks, scales):
     """A wrong dtype or shape of either tensor is an error that names it and says what was expected."""
-    with pytest.raises(CheckpointError, match=r"MXFP4 (blocks|scales) `x_(blocks|scales)`.*expected U8"):
+    with pytest.raises(
+        CheckpointError, match=r"MXFP4 (blocks|scales|weight) `x_(blocks|scales)`.*expected U8"
+    ):
         Mxfp4(*specs([("x_blocks", *blocks), ("x_scales", *scales)]))
+
+
+@pytest.mark.parametrize("scales", ["U8", "F8_E8M0"])
+@pytest.mark.parametrize(("weight", "width"), [("U8", 48), ("I8", 48), ("F4", 96)])
+def test_the_row_packed_spelling_is_the_same_layout(weight, width, scales):
+    """The same bytes without an axis of blocks, in every dtype that producers give them, decode the same."""
+    decoder = Mxfp4(*specs([("x.weight", weight, (2, 4, width)), ("x.scale", scales, (2, 4, 3))]))
+    other = bound(2, 4, 3)
+    rng = np.random.default_rng(0)
+    stored = [rng.integers(0, 256, t.nbytes, np.uint8) for t in other.inputs]
+    assert decoder.shape == other.shape == (2, 4, 96)
+    assert [t.nbytes for t in decoder.inputs] == [t.nbytes for t in other.inputs]
+    assert decoder.spans(96, 288) == other.spans(96, 288)
+    got, want = decoder.decode(stored, 0, 768), other.decode(stored, 0, 768)
+    assert (got[0].tobytes(), got[1]) == (want[0].tobytes(), want[1])
 
 
 def test_the_table_binds_by_scheme():
@@ -179,7 +203,7 @@ def test_a_packed_checkpoint_decodes_as_its_reference():
     for name in names:
         decoder = Mxfp4(found[f"{name}_blocks"], found[f"{name}_scales"])
         raw = [np.frombuffer(data[t.start : t.stop], np.uint8) for t in decoder.inputs]
-        values, overflow = decoder.decode(raw)
+        values, overflow = decoder.decode(raw, 0, decoder.items)
         reference = np.load(CHECKPOINT / "expected" / f"{name}.npy").swapaxes(-1, -2)
         assert overflow == 0
         assert decoder.shape == reference.shape
