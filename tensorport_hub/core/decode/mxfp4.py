@@ -3,8 +3,8 @@
 Layout, two spellings of the same bytes: gpt-oss `X_blocks` U8 [..., rows, blocks, 16] and `X_scales` U8
 [..., rows, blocks]; or row-packed [..., rows, blocks * 16] U8 / I8 (DeepSeek-V4) / U32 (MLX: words of four
 such bytes) / F4 (whose shape counts elements) and U8 / F8_E8M0 [..., rows, blocks] (compressed-tensors,
-ModelOpt, Quark, MiMo). A byte holds two codes, the LOW nibble first. Output [..., rows, blocks * 32] in BF16, in stored order (for gpt-oss [E, out,
-in]: the Hugging Face model swaps the last two).
+ModelOpt, Quark, MiMo). A byte holds two codes, the LOW nibble first. Output [..., rows, blocks * 32] in BF16,
+in stored order (for gpt-oss [E, out, in]: the Hugging Face model swaps the last two).
 
 Arithmetic: value = E2M1[code] * 2^(scale - 127). Exact in bfloat16, no rounding: one significant bit after
 the leading one, and the smallest, 0.5 * 2^-127, is a bfloat16 subnormal. Code 8 is -0 and stays -0. Scale 0

@@ -10,6 +10,7 @@ from tensorport_hub.core.decode.decoder import Decoder, Params
 from tensorport_hub.core.decode.float8 import Float8
 from tensorport_hub.core.decode.hqq import Hqq
 from tensorport_hub.core.decode.int8 import Int8, Int8Zero
+from tensorport_hub.core.decode.mlx_affine import MetalAffine, MlxAffine
 from tensorport_hub.core.decode.mxfp4 import Mxfp4
 from tensorport_hub.core.decode.mxfp6 import Mxfp6
 from tensorport_hub.core.decode.nvfp4 import Nvfp4, Nvfp4Awq, Nvfp4Over, Nvfp4Times
@@ -37,6 +38,8 @@ SCHEMES: Mapping[str, Callable[..., Decoder]] = {
         Bnb4Nested,
         Bnb8,
         Hqq,
+        MetalAffine,
+        MlxAffine,
     )
 }
 

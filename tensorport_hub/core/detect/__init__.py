@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tensorport_hub.core.detect import bitsandbytes, float4, float8, gpt_oss, hqq, int8, packed_int
+from tensorport_hub.core.detect import bitsandbytes, float4, float8, gpt_oss, hqq, int8, mlx, packed_int
 from tensorport_hub.core.detect.checkpoint import CONFIG_FILES, Checkpoint, Claim
 from tensorport_hub.core.tensor import TensorSpec
 
-FAMILIES = (gpt_oss, bitsandbytes, packed_int, float4, int8, float8, hqq)
+FAMILIES = (gpt_oss, bitsandbytes, packed_int, float4, int8, float8, hqq, mlx)
 
 CLAIMS: tuple[Callable[[TensorSpec, Checkpoint], Claim | None], ...] = tuple(f.claim for f in FAMILIES)
 _SUFFIXES: tuple[tuple[str, str], ...] = tuple(

@@ -1,0 +1,165 @@
+"""Affine groups along the input axis, as MLX quantizes: unsigned codes, one scale and one offset a group.
+
+Layout: `weight` U32 [..., rows, words], an LE bit stream of 2 to 8 bits (3, 5 and 6 cross the words);
+`scales` and `biases` [..., rows, groups] of one dtype T (F16, BF16 or F32). Output [..., rows, words * 32 /
+bits] in T; a group has as many columns as a row has, divided by `groups`. Any leading axes: stacked experts.
+
+Arithmetic: MLX rounds twice, `round_T(round_T(q * s) + b)`, as its CPU `dequantize` computes in T, so values
+come out in T. The `metal` method of transformers computes `q * s + b` in float32, and that is rounded once.
+Scales or offsets that are NaN or infinite are damage; what overflows T is an infinity that is counted.
+
+Sources: ml-explore/mlx `mlx/backend/cpu/quantized.cpp`, `affine_dequantize`; transformers
+`integrations/metal_quantization.py`, `_affine_dequantize_tensor`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from tensorport_hub.core.decode.bits import Floats, as_float32, unpack
+from tensorport_hub.core.decode.decoder import Bytes, Decoder, Dense, Params
+from tensorport_hub.core.ranges import Range
+from tensorport_hub.core.tensor import DTYPES, DType, TensorSpec
+from tensorport_hub.errors import CheckpointError
+
+BITS = (2, 3, 4, 5, 6, 8)
+FLOATS = frozenset(["F16", "BF16", "F32"])
+"""Dtypes of scales and offsets."""
+_LARGEST = {"F16": 65504.0, "BF16": 2.0**127, "F32": 2.0**127}
+
+
+@dataclass(frozen=True)
+class MlxAffine(Decoder):
+    """Codes of `bits` bits, their scales and their offsets.
+
+    Raises:
+        CheckpointError: dtypes or shapes of the three don't belong together.
+    """
+
+    weight: TensorSpec
+    scales: TensorSpec
+    biases: TensorSpec
+    bits: int
+    scheme: ClassVar[str] = "mlx_affine"
+
+    def __post_init__(self) -> None:
+        weight, scales, biases = self.inputs
+        if weight.dtype.name != "U32" or len(weight.shape) < 2 or self.bits not in BITS:
+            raise CheckpointError(f"{weight}: expected U32 [..., rows, words] of 2, 3, 4, 5, 6 or 8 bits")
+        if (
+            scales.dtype.name not in FLOATS
+            or scales.shape[:-1] != weight.shape[:-1]
+            or min(*scales.shape, *weight.shape) < 1
+        ):
+            raise CheckpointError(
+                f"scales {scales}: expected F16, BF16 or F32 {[*weight.shape[:-1], 'groups']}"
+                f" to match `{weight.name}`"
+            )
+        if biases.dtype != scales.dtype or biases.shape != scales.shape:
+            raise CheckpointError(
+                f"offsets {biases}: expected {scales.dtype} {list(scales.shape)} to match `{scales.name}`"
+            )
+        row = weight.shape[-1] * 32
+        if row % self.bits or self.shape[-1] % scales.shape[-1] or self.group_size * self.bits % 8:
+            raise CheckpointError(
+                f"{weight}: expected whole groups of {self.bits}-bit codes to match `{scales.name}`"
+                f" {list(scales.shape)}"
+            )
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return (self.weight, self.scales, self.biases)
+
+    @property
+    def params(self) -> Params:
+        return {"bits": self.bits}
+
+    @property
+    def dtype(self) -> DType:
+        return self.scales.dtype
+
+    @property
+    def exact(self) -> DType:
+        return self.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (*self.weight.shape[:-1], self.weight.shape[-1] * 32 // self.bits)
+
+    @property
+    def group_size(self) -> int:
+        """Columns that share a scale and an offset."""
+        return self.shape[-1] // self.scales.shape[-1]
+
+    @property
+    def grain(self) -> int:
+        return self.group_size
+
+    def spans(self, start: int, stop: int) -> tuple[Range, ...]:
+        size = self.group_size
+        codes = (start * self.bits // 8, stop * self.bits // 8)
+        each = self.scales.dtype.itemsize
+        groups = (start // size * each, stop // size * each)
+        return codes, groups, groups
+
+    def decode(self, inputs: Sequence[Bytes], start: int, stop: int) -> tuple[Dense, int]:
+        codes = unpack(inputs[0], self.bits).reshape(-1, self.group_size)
+        scales, biases = self._numbers(inputs[1], self.scales), self._numbers(inputs[2], self.biases)
+        with np.errstate(over="ignore", under="ignore"):
+            values = self._values(codes, scales, biases)
+        widest = np.float64(np.abs(scales).max(initial=0)) * (1 << self.bits)
+        overflows = widest + np.abs(biases).max(initial=0) >= _LARGEST[self.exact.name]
+        return values.reshape(-1), int(np.count_nonzero(np.isinf(values))) if overflows else 0
+
+    def _numbers(self, data: Bytes, tensor: TensorSpec) -> Floats:
+        """Scales or offsets: [groups, 1].
+
+        Raises:
+            CheckpointError: one is NaN or infinite.
+        """
+        numbers = as_float32(data, tensor.dtype.name)
+        if not np.isfinite(numbers).all():
+            raise CheckpointError(f"{tensor} of `{self.weight.name}` holds NaN or an infinity")
+        return numbers[:, None]
+
+    def _values(self, codes: Bytes, scales: Floats, biases: Floats) -> npt.NDArray[Any]:
+        """[groups, group_size] of T. numpy rounds to F16 slowly, so that a group's few values are a table."""
+        levels = 1 << self.bits
+        if self.dtype.name != "F16" or 2 * levels > self.group_size:
+            return self._affine(codes, scales, biases)
+        table = self._affine(np.arange(levels, dtype=np.uint8)[None, :], scales, biases)
+        index = codes + np.arange(0, table.size, levels, dtype=np.uint32)[:, None]
+        found: npt.NDArray[Any] = np.take(table.reshape(-1), index, mode="clip")
+        return found
+
+    def _affine(self, codes: Bytes, scales: Floats, biases: Floats) -> npt.NDArray[Any]:
+        kind: np.dtype[Any] = self.dtype.numpy
+        product = (codes * scales).astype(kind, copy=False)
+        total = product.astype(np.float32, copy=False)
+        np.add(total, biases, out=total)
+        return total.astype(kind, copy=False)
+
+
+@dataclass(frozen=True)
+class MetalAffine(MlxAffine):
+    """The same tensors, of which transformers' `metal` method makes float32 values, rounded once.
+
+    Raises:
+        CheckpointError: dtypes or shapes of the three don't belong together.
+    """
+
+    scheme: ClassVar[str] = "metal_affine"
+
+    @property
+    def exact(self) -> DType:
+        return DTYPES["F32"]
+
+    def _values(self, codes: Bytes, scales: Floats, biases: Floats) -> npt.NDArray[Any]:
+        values = codes * scales
+        np.add(values, biases, out=values)
+        return values
