@@ -64,7 +64,7 @@ class Mxfp4(Decoder):
 
     def __post_init__(self) -> None:
         if len(self.blocks.shape) == len(self.scales.shape):
-            check_rows(self.blocks, self.scales, "MXFP4", _BLOCK_NBYTES, ("U8", "I8", "F4"))
+            check_rows(self.blocks, self.scales, "MXFP4", _BLOCK_NBYTES, ("U8", "I8", "U32", "F4"))
             return
         u8 = DTYPES["U8"]
         if self.blocks.dtype != u8 or len(self.blocks.shape) < 3 or self.blocks.shape[-1] != _BLOCK_NBYTES:
@@ -121,7 +121,7 @@ def check_rows(
     Raises:
         CheckpointError: they don't belong together.
     """
-    per = _BLOCK if weight.dtype.packed else block_nbytes
+    per = _BLOCK if weight.dtype.packed else block_nbytes // weight.dtype.itemsize
     *rows, width = weight.shape or (0,)
     if weight.dtype.name not in dtypes or not rows or not width or width % per:
         raise CheckpointError(
