@@ -25,6 +25,8 @@ NUMPY = {"BF16": ml_dtypes.bfloat16, "F16": np.float16, "F32": np.float32}
 REFERENCE = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 ZERO_SIGN = frozenset({"bnb_fp4", "modelopt_nvfp4"})
 """Reference decoders that lose the sign of some zeros (FORMATS: A0)."""
+EFFECTIVE = "__times_pre_quant_scale"
+"""Ends the name of what a weight is with its input scales, next to what it is without."""
 CLOSE = {"awq_gemv_fast_g64": 1e-3}
 """Expected values that are the unquantized ones: how far they may lie from ours."""
 
@@ -42,6 +44,9 @@ def expected(name: str) -> dict[str, tuple[npt.NDArray[np.float32], str]]:
         if name == "gptoss_mxfp4" and tensor.endswith(("experts.down_proj", "experts.gate_up_proj")):
             array = array.swapaxes(1, 2)
         found[tensor] = (array, REFERENCE[str(dtypes[tensor]).rpartition(".")[2]])
+    for tensor in [tensor for tensor in found if tensor.endswith(EFFECTIVE)]:
+        weight = tensor.removesuffix(EFFECTIVE)
+        found[weight] = (found.pop(tensor)[0], found[weight][1])
     return found
 
 

@@ -11,12 +11,14 @@ from tensorport_hub.core.decode.float8 import Float8
 from tensorport_hub.core.decode.hqq import Hqq
 from tensorport_hub.core.decode.int8 import Int8, Int8Zero
 from tensorport_hub.core.decode.mlx_affine import MetalAffine, MlxAffine
+from tensorport_hub.core.decode.modelopt_int4 import ModelOptInt4, ModelOptInt4Awq
 from tensorport_hub.core.decode.mxfp4 import Mxfp4
 from tensorport_hub.core.decode.mxfp6 import Mxfp6
 from tensorport_hub.core.decode.nvfp4 import Nvfp4, Nvfp4Awq, Nvfp4Over, Nvfp4Times
 from tensorport_hub.core.decode.nvfp4_bmm import Nvfp4Bmm
 from tensorport_hub.core.decode.packed_int import PackedInt
 from tensorport_hub.core.decode.plain import Plain
+from tensorport_hub.core.decode.sparse import Sparse24, SparseBitmask
 from tensorport_hub.core.tensor import TensorSpec
 
 SCHEMES: Mapping[str, Callable[..., Decoder]] = {
@@ -31,6 +33,10 @@ SCHEMES: Mapping[str, Callable[..., Decoder]] = {
         Nvfp4Awq,
         Nvfp4Bmm,
         PackedInt,
+        ModelOptInt4,
+        ModelOptInt4Awq,
+        Sparse24,
+        SparseBitmask,
         Float8,
         Int8,
         Int8Zero,

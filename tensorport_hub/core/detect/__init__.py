@@ -11,11 +11,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tensorport_hub.core.detect import bitsandbytes, float4, float8, gpt_oss, hqq, int8, mlx, packed_int
+from tensorport_hub.core.detect import (
+    bitsandbytes,
+    float4,
+    float8,
+    gpt_oss,
+    hqq,
+    int8,
+    mlx,
+    modelopt_int4,
+    packed_int,
+    sparse,
+)
 from tensorport_hub.core.detect.checkpoint import CONFIG_FILES, Checkpoint, Claim
 from tensorport_hub.core.tensor import TensorSpec
 
-FAMILIES = (gpt_oss, bitsandbytes, packed_int, float4, int8, float8, hqq, mlx)
+FAMILIES = (gpt_oss, bitsandbytes, packed_int, float4, modelopt_int4, int8, float8, sparse, hqq, mlx)
 
 CLAIMS: tuple[Callable[[TensorSpec, Checkpoint], Claim | None], ...] = tuple(f.claim for f in FAMILIES)
 _SUFFIXES: tuple[tuple[str, str], ...] = tuple(

@@ -1,0 +1,170 @@
+"""ModelOpt int4: two's complement nibbles of two output rows in a byte, scales in groups along the input.
+
+Layout: `weight` U8 [..., O / 2, I]: the LOW nibble of byte [i, c] is row 2i, the high one row 2i + 1.
+`weight_scale` F32 (or F16, BF16) [..., O, G], G = ceil(I / group_size). `pre_quant_scale` [I] or absent:
+ModelOpt multiplies the module's input by it, so the effective weight is multiplied along its input axis.
+Output [..., O, I] in BF16.
+
+Arithmetic: (f32(q) * scale) * f32(pre_quant_scale), in float32 and in this order. A zero takes the sign of
+its scales' product. A NaN scale is an error. A part that starts at an odd row begins inside a byte, so bytes
+are held for the part's own rows.
+
+Source: NVIDIA ModelOpt, `export/quant_utils.py` (`pack_int4_in_uint8`) and the input scaling of its AWQ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import ClassVar
+
+import numpy as np
+
+from tensorport_hub.core.decode.bits import Floats, as_float32
+from tensorport_hub.core.decode.decoder import Bytes, Decoder, Dense, Params
+from tensorport_hub.core.ranges import Range
+from tensorport_hub.core.tensor import DTYPES, DType, TensorSpec
+from tensorport_hub.errors import CheckpointError
+
+_SCALES = ("F32", "F16", "BF16")
+
+
+@cache
+def _signed() -> tuple[Floats, Floats]:
+    """Byte -> its low nibble, and its high nibble, as signed integers in float32."""
+    byte = np.arange(256)
+    low, high = ((nibble ^ 8) - 8 for nibble in (byte & 15, byte >> 4))
+    return low.astype(np.float32), high.astype(np.float32)
+
+
+@dataclass(frozen=True)
+class ModelOptInt4(Decoder):
+    """`weight` and `weight_scale`.
+
+    Raises:
+        CheckpointError: dtypes or shapes don't belong together.
+    """
+
+    weight: TensorSpec
+    scale: TensorSpec
+    group_size: int
+    scheme: ClassVar[str] = "modelopt_int4"
+    held: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        weight, scale = self.weight, self.scale
+        if weight.dtype.name != "U8" or len(weight.shape) < 2 or not weight.shape[-1]:
+            raise CheckpointError(f"ModelOpt int4 weight {weight}: expected U8 [..., out / 2, in]")
+        *lead, pairs, columns = weight.shape
+        groups = -(-columns // max(self.group_size, 1))
+        want = (*lead, pairs * 2, groups)
+        if self.group_size < 1 or scale.dtype.name not in _SCALES or scale.shape != want:
+            raise CheckpointError(
+                f"ModelOpt int4 scales {scale}: expected {', '.join(_SCALES)} {list(want)} for groups of"
+                f" {self.group_size} columns of `{weight.name}`, got {scale.dtype} {list(scale.shape)}"
+            )
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return (self.weight, self.scale)
+
+    @property
+    def params(self) -> Params:
+        return {"group_size": self.group_size}
+
+    @property
+    def dtype(self) -> DType:
+        return DTYPES["BF16"]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (*self.scale.shape[:-1], self.weight.shape[-1])
+
+    def spans(self, start: int, stop: int) -> tuple[Range, ...]:
+        columns = self.weight.shape[-1]
+        first, last = start // columns, -(-stop // columns)
+        row = self.scale.shape[-1] * self.scale.dtype.itemsize
+        return (first // 2 * columns, -(-last // 2) * columns), (first * row, last * row)
+
+    def decode(self, inputs: Sequence[Bytes], start: int, stop: int) -> tuple[Dense, int]:
+        columns = self.weight.shape[-1]
+        first, last = start // columns, -(-stop // columns)
+        stored = inputs[0].reshape(-1, columns)
+        both = np.empty((stored.shape[0], 2, columns), np.float32)
+        for half, table in enumerate(_signed()):
+            both[:, half] = np.take(table, stored, mode="clip")
+        out = both.reshape(-1, columns)[first % 2 : first % 2 + last - first]
+        scales = _numbers(self.scale, inputs[1]).reshape(last - first, self.scale.shape[-1])
+        if columns % self.group_size:
+            out *= np.repeat(scales, self.group_size, axis=1)[:, :columns]
+        else:
+            blocks = out.reshape(*scales.shape, self.group_size)
+            np.multiply(blocks, scales[:, :, None], out=blocks)
+        return out.reshape(-1), 0
+
+
+@dataclass(frozen=True)
+class ModelOptInt4Awq(Decoder):
+    """The same with `pre_quant_scale`: the effective weight.
+
+    Raises:
+        CheckpointError: dtypes or shapes don't belong together.
+    """
+
+    weight: TensorSpec
+    scale: TensorSpec
+    pre_quant_scale: TensorSpec
+    group_size: int
+    scheme: ClassVar[str] = "modelopt_int4_awq"
+    held: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        columns = self._unscaled.shape[-1]
+        pre = self.pre_quant_scale
+        if pre.dtype.name not in _SCALES or pre.shape != (columns,):
+            raise CheckpointError(
+                f"ModelOpt input scales {pre}: expected {', '.join(_SCALES)} [{columns}] to match"
+                f" `{self.weight.name}`, got {pre.dtype} {list(pre.shape)}"
+            )
+
+    @property
+    def _unscaled(self) -> ModelOptInt4:
+        return ModelOptInt4(self.weight, self.scale, self.group_size)
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return (self.weight, self.scale, self.pre_quant_scale)
+
+    @property
+    def params(self) -> Params:
+        return {"group_size": self.group_size}
+
+    @property
+    def dtype(self) -> DType:
+        return self._unscaled.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._unscaled.shape
+
+    def spans(self, start: int, stop: int) -> tuple[Range, ...]:
+        return (*self._unscaled.spans(start, stop), (0, self.pre_quant_scale.nbytes))
+
+    def decode(self, inputs: Sequence[Bytes], start: int, stop: int) -> tuple[Dense, int]:
+        flat, overflow = self._unscaled.decode(inputs[:2], start, stop)
+        out = flat.reshape(-1, self.weight.shape[-1])
+        out *= _numbers(self.pre_quant_scale, inputs[2])
+        return out.reshape(-1), overflow
+
+
+def _numbers(tensor: TensorSpec, data: Bytes) -> Floats:
+    """Scales as float32.
+
+    Raises:
+        CheckpointError: one is NaN.
+    """
+    scales = as_float32(data, tensor.dtype.name)
+    if np.isnan(scales).any():
+        raise CheckpointError(f"scales {tensor}: expected numbers, got NaN")
+    return scales

@@ -1,0 +1,246 @@
+"""Sparse matrices as a bit mask and the values that it lets through: compressed-tensors' bitmask formats.
+
+Layout: `bitmask` U8 [O, ceil(I / 8)], LE bits along the input axis, 1 where a value is stored;
+`compressed`: those values row after row, [O, I / 2] for 2:4 sparsity, [N] for any other, in F16, BF16 or F32,
+or in F8 or I8 with a `weight_scale`: one in all ([] or [1]), one a row ([O, 1] or [O]), or one a group
+[O, G]. The optional `row_offsets` I64 [O] say where each row's values begin. Output [O, I] in the values' or
+the scale's dtype.
+
+Arithmetic: out[mask] = values, 0 elsewhere; then f32(value) * f32(scale) in float32. Unscaled values keep
+their bits; a NaN scale is an error. Rows of 2:4 matrices whose columns come in fours hold I / 2 values each
+and decode alone; others begin where the mask's bits before them say, so all bytes are held. Each row's mask
+is checked against the values.
+
+Source: compressed-tensors 0.9, `sparse_24_bitmask.py`, `sparse_bitmask.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from tensorport_hub.core.decode.bits import Floats, as_float32
+from tensorport_hub.core.decode.decoder import Bytes, Decoder, Dense, Params
+from tensorport_hub.core.ranges import Range
+from tensorport_hub.core.tensor import DTYPES, DType, TensorSpec
+from tensorport_hub.errors import CheckpointError
+
+_FLOATS = ("F16", "BF16", "F32")
+_SCALED = ("F8_E4M3", "F8_E5M2", "I8")
+
+
+@dataclass(frozen=True, init=False)
+class _Sparse(Decoder):
+    """What both kinds share.
+
+    Args:
+        tensors: values, bit mask, then a scale (unless `scaled` is "no") and row offsets (where `offsets`
+            is "stored").
+        columns: I.
+        group_size: columns that share a scale.
+        scaled: "no" or "yes".
+        offsets: "no" or "stored".
+    """
+
+    tensors: tuple[TensorSpec, ...]
+    columns: int
+    group_size: int
+    scaled: str
+    offsets: str
+
+    def __init__(
+        self, *tensors: TensorSpec, columns: int, group_size: int, scaled: str, offsets: str
+    ) -> None:
+        names = ("tensors", "columns", "group_size", "scaled", "offsets")
+        for name, value in zip(names, (tensors, columns, group_size, scaled, offsets), strict=True):
+            object.__setattr__(self, name, value)
+        self._check_mask()
+        self._check_scale()
+
+    def _check_mask(self) -> None:
+        data, mask = self.tensors[:2]
+        allowed = _FLOATS if self.scaled == "no" else _SCALED
+        if data.dtype.name not in allowed:
+            raise CheckpointError(f"sparse values {data}: expected {', '.join(allowed)}")
+        width = -(-self.columns // 8)
+        if mask.dtype.name != "U8" or len(mask.shape) != 2 or mask.shape[1] != width or self.columns < 1:
+            raise CheckpointError(
+                f"bit mask {mask} of `{data.name}`: expected U8 [rows, {width}] for {self.columns} columns,"
+                f" got {mask.dtype} {list(mask.shape)}"
+            )
+        if len(data.shape) == 2 and (data.shape[0] != self.rows or data.shape[1] * 2 != self.columns):
+            raise CheckpointError(
+                f"sparse values {data}: expected [{self.rows}, {self.columns // 2}] to match `{mask.name}`"
+            )
+        if len(data.shape) not in (1, 2):
+            raise CheckpointError(f"sparse values {data}: expected [values] or [rows, values]")
+        offsets = self.tensors[-1]
+        if self.offsets == "stored" and (offsets.dtype.name != "I64" or offsets.numel != self.rows):
+            raise CheckpointError(f"row offsets {offsets} of `{data.name}`: expected I64 [{self.rows}]")
+
+    def _check_scale(self) -> None:
+        if self.scaled == "no":
+            return
+        scale = self.tensors[2]
+        groups = -(-self.columns // max(self.group_size, 1))
+        if scale.dtype.name not in _FLOATS or self.group_size < 1:
+            raise CheckpointError(f"scales {scale} of `{self._data.name}`: expected {', '.join(_FLOATS)}")
+        if scale.numel != 1 and scale.shape not in ((self.rows,), (self.rows, 1), (self.rows, groups)):
+            raise CheckpointError(
+                f"scales {scale} of `{self._data.name}`: expected one, or {[self.rows, groups]},"
+                f" got {list(scale.shape)}"
+            )
+
+    @property
+    def _data(self) -> TensorSpec:
+        return self.tensors[0]
+
+    @property
+    def rows(self) -> int:
+        return self.tensors[1].shape[0]
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return self.tensors
+
+    @property
+    def params(self) -> Params:
+        return {
+            "columns": self.columns,
+            "group_size": self.group_size,
+            "scaled": self.scaled,
+            "offsets": self.offsets,
+        }
+
+    @property
+    def dtype(self) -> DType:
+        return self._data.dtype if self.scaled == "no" else self.tensors[2].dtype
+
+    @property
+    def exact(self) -> DType:
+        return self.dtype if self.scaled == "no" else DTYPES["F32"]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.rows, self.columns)
+
+    def _scale_span(self, first: int, last: int) -> Range:
+        scale = self.tensors[2]
+        if scale.numel == 1:
+            return 0, scale.nbytes
+        row = scale.nbytes // self.rows
+        return first * row, last * row
+
+    def _spread(self, inputs: Sequence[Bytes], mask: npt.NDArray[np.bool_], stored: Bytes) -> Dense:
+        """`stored` values where `mask` [rows, columns] is set, scaled."""
+        item = self._data.dtype.itemsize
+        out = np.zeros(mask.shape, f"u{item}")
+        out[mask] = stored.view(f"u{item}")
+        if self.scaled == "no":
+            return out.reshape(-1).view(self.exact.numpy)
+        table = _eighths(self._data.dtype.name)
+        values = np.take(table, out, mode="clip")
+        each = self._scales(inputs[2], mask.shape[0])
+        if each.shape[1] > 1:
+            each = np.repeat(each, self.group_size, axis=1)[:, : self.columns]
+        np.multiply(values, each, out=values)
+        return values.reshape(-1)
+
+    def _scales(self, data: Bytes, rows: int) -> Floats:
+        scale = self.tensors[2]
+        scales = as_float32(data, scale.dtype.name)
+        if np.isnan(scales).any():
+            raise CheckpointError(f"scales {scale} of `{self._data.name}`: expected numbers, got NaN")
+        return scales.reshape(1, 1) if scale.numel == 1 else scales.reshape(rows, -1)
+
+    def _mask(self, data: Bytes, first: int, last: int) -> npt.NDArray[np.bool_]:
+        packed = data.reshape(last - first, -(-self.columns // 8))
+        flags = np.unpackbits(packed, axis=1, count=self.columns, bitorder="little")
+        return flags.view(np.bool_)
+
+
+@cache
+def _eighths(name: str) -> Floats:
+    """Byte -> value of an 8-bit type."""
+    byte = np.arange(256, dtype=np.uint8)
+    return byte.view(np.int8).astype(np.float32) if name == "I8" else as_float32(byte, name)
+
+
+class Sparse24(_Sparse):
+    """2:4 sparsity, columns in fours: each row holds half as many values as it has columns."""
+
+    scheme: ClassVar[str] = "sparse24"
+
+    def __init__(self, *tensors: TensorSpec, columns: int, group_size: int, scaled: str) -> None:
+        super().__init__(*tensors, columns=columns, group_size=group_size, scaled=scaled, offsets="no")
+        if columns % 4 or len(self._data.shape) != 2:
+            raise CheckpointError(f"2:4 values {self._data}: expected [rows, columns / 2], columns in fours")
+
+    @property
+    def params(self) -> Params:
+        return {name: value for name, value in super().params.items() if name != "offsets"}
+
+    def spans(self, start: int, stop: int) -> tuple[Range, ...]:
+        first, last = start // self.columns, -(-stop // self.columns)
+        row = self.columns // 2 * self._data.dtype.itemsize
+        width = -(-self.columns // 8)
+        found = [(first * row, last * row), (first * width, last * width)]
+        return (*found, self._scale_span(first, last)) if self.scaled == "yes" else tuple(found)
+
+    def decode(self, inputs: Sequence[Bytes], start: int, stop: int) -> tuple[Dense, int]:
+        first, last = start // self.columns, -(-stop // self.columns)
+        mask = self._mask(inputs[1], first, last)
+        counts = np.count_nonzero(mask, axis=1)
+        if (counts != self.columns // 2).any():
+            wrong = int(np.argmax(counts != self.columns // 2))
+            raise CheckpointError(
+                f"bit mask {self.tensors[1]} of `{self._data.name}`: expected {self.columns // 2} values in"
+                f" row {first + wrong}, got {counts[wrong]}"
+            )
+        return self._spread(inputs, mask, inputs[0]), 0
+
+
+class SparseBitmask(_Sparse):
+    """Any sparsity: rows begin where the mask says."""
+
+    scheme: ClassVar[str] = "sparse_bitmask"
+    held: ClassVar[bool] = True
+
+    def spans(self, start: int, stop: int) -> tuple[Range, ...]:
+        first, last = start // self.columns, -(-stop // self.columns)
+        found = [(0, self._data.nbytes), (0, self.tensors[1].nbytes)]
+        if self.scaled == "yes":
+            found.append(self._scale_span(first, last))
+        if self.offsets == "stored":
+            found.append((0, self.tensors[-1].nbytes))
+        return tuple(found)
+
+    def decode(self, inputs: Sequence[Bytes], start: int, stop: int) -> tuple[Dense, int]:
+        first, last = start // self.columns, -(-stop // self.columns)
+        width = -(-self.columns // 8)
+        mask = self._mask(inputs[1][first * width : last * width], first, last)
+        count = int(np.count_nonzero(mask))
+        begin = self._begin(inputs, first)
+        item = self._data.dtype.itemsize
+        stored = inputs[0][begin * item : (begin + count) * item]
+        end = self._begin(inputs, last)
+        if begin < 0 or begin + count != end or stored.size != count * item:
+            raise CheckpointError(
+                f"bit mask {self.tensors[1]} of `{self._data.name}`: expected {end - begin} values in rows"
+                f" {first} to {last}, got {count}"
+            )
+        return self._spread(inputs, mask, stored), 0
+
+    def _begin(self, inputs: Sequence[Bytes], row: int) -> int:
+        """The number of values before a row."""
+        if row == self.rows:
+            return self._data.numel
+        if self.offsets == "stored":
+            return int(inputs[-1].view("<i8")[row])
+        mask = inputs[1].reshape(self.rows, -1)[:row]
+        return int(np.count_nonzero(self._mask(mask.reshape(-1), 0, row)))
