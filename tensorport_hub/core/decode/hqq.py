@@ -18,8 +18,7 @@ Source: hqq 0.2.8, `core/quantize.py` (`Quantizer.dequantize`), `core/bitpack.py
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from math import prod
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -28,7 +27,7 @@ from tensorport_hub.core.decode.affine_groups import FLOATS, Groups, finite_fact
 from tensorport_hub.core.decode.bits import unpack_blocked
 from tensorport_hub.core.decode.decoder import Bytes, Decoder, Dense, Params
 from tensorport_hub.core.ranges import Range
-from tensorport_hub.core.tensor import DTYPES, DType, TensorSpec
+from tensorport_hub.core.tensor import DType, TensorSpec
 from tensorport_hub.errors import CheckpointError
 
 _SLOTS = {8: 1, 4: 2, 3: 10, 2: 4, 1: 8}

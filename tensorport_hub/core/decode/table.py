@@ -18,6 +18,7 @@ from tensorport_hub.core.decode.nvfp4 import Nvfp4, Nvfp4Awq, Nvfp4Over, Nvfp4Ti
 from tensorport_hub.core.decode.nvfp4_bmm import Nvfp4Bmm
 from tensorport_hub.core.decode.packed_int import PackedInt
 from tensorport_hub.core.decode.plain import Plain
+from tensorport_hub.core.decode.quanto import QuantoBits
 from tensorport_hub.core.decode.sparse import Sparse24, SparseBitmask
 from tensorport_hub.core.tensor import TensorSpec
 
@@ -46,6 +47,7 @@ SCHEMES: Mapping[str, Callable[..., Decoder]] = {
         Hqq,
         MetalAffine,
         MlxAffine,
+        QuantoBits,
     )
 }
 

@@ -21,12 +21,13 @@ from tensorport_hub.core.detect import (
     mlx,
     modelopt_int4,
     packed_int,
+    quanto,
     sparse,
 )
 from tensorport_hub.core.detect.checkpoint import CONFIG_FILES, Checkpoint, Claim
 from tensorport_hub.core.tensor import TensorSpec
 
-FAMILIES = (gpt_oss, bitsandbytes, packed_int, float4, modelopt_int4, int8, float8, sparse, hqq, mlx)
+FAMILIES = (gpt_oss, bitsandbytes, packed_int, float4, modelopt_int4, int8, float8, sparse, hqq, mlx, quanto)
 
 CLAIMS: tuple[Callable[[TensorSpec, Checkpoint], Claim | None], ...] = tuple(f.claim for f in FAMILIES)
 _SUFFIXES: tuple[tuple[str, str], ...] = tuple(
