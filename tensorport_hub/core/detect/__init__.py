@@ -12,9 +12,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tensorport_hub.core.detect import (
+    bitnet,
     bitsandbytes,
     float4,
     float8,
+    gemma,
     gpt_oss,
     hqq,
     int8,
@@ -23,11 +25,27 @@ from tensorport_hub.core.detect import (
     packed_int,
     quanto,
     sparse,
+    torchao,
 )
 from tensorport_hub.core.detect.checkpoint import CONFIG_FILES, Checkpoint, Claim
 from tensorport_hub.core.tensor import TensorSpec
 
-FAMILIES = (gpt_oss, bitsandbytes, packed_int, float4, modelopt_int4, int8, float8, sparse, hqq, mlx, quanto)
+FAMILIES = (
+    gpt_oss,
+    bitsandbytes,
+    packed_int,
+    float4,
+    modelopt_int4,
+    int8,
+    float8,
+    sparse,
+    hqq,
+    mlx,
+    quanto,
+    torchao,
+    bitnet,
+    gemma,
+)
 
 CLAIMS: tuple[Callable[[TensorSpec, Checkpoint], Claim | None], ...] = tuple(f.claim for f in FAMILIES)
 _SUFFIXES: tuple[tuple[str, str], ...] = tuple(
