@@ -67,7 +67,11 @@ class Grid:
     @property
     def factors(self) -> tuple[int, ...]:
         """Shape of the factors, as it is usually written."""
-        lead = self.shape[:-2] if prod(self.shape[:-2]) == self.stack else (self.stack,)
+        lead = self.shape[:-1]
+        for axes in range(len(lead), 0, -1):
+            if prod(lead[:axes]) == self.stack * self.down:
+                return (*lead[:axes], self.across)
+        lead = lead[:-1] if prod(lead[:-1]) == self.stack else (self.stack,)
         return (*lead, self.down, self.across)
 
     def check(self, scale: TensorSpec, dtypes: Collection[str], *, of: TensorSpec) -> None:
