@@ -219,7 +219,7 @@ def refuse_unsupported(tensor: TensorSpec, checkpoint: Checkpoint) -> None:
         beside = checkpoint.present(*(tensor.name + end for end in _SCALE_BESIDE))
         if beside:
             raise CheckpointError(f"{tensor} looks like a packed weight: its scale is `{shorten(beside[0])}`")
-        if last == "weight":
+        if last.endswith("weight"):
             raise CheckpointError(f"{tensor} looks like a packed weight of a scheme that is not supported")
     small = tensor.dtype.kind == "float" and tensor.dtype.nbits <= 8
     if small and (checkpoint.quantization or checkpoint.has_scales):

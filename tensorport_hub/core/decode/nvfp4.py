@@ -1,9 +1,9 @@
 """NVFP4: E2M1 codes in blocks of 16 along the input axis, each with an E4M3 scale, all with one in F32.
 
-Layout: weight U8 [..., rows, blocks * 8] (or U32 words of four such bytes, as MLX; or F4, whose shape
-counts elements), a byte holds two codes, the LOW nibble first; scales F8_E4M3 [..., rows, blocks] (or the
-same bytes as U8); a global scale F32 [] / [1], or one for each of the leading matrices (experts). Output
-[..., rows, blocks * 16], reference dtype BF16.
+Layout: weight U8 [..., rows, blocks * 8] (or U32 words of four such bytes, as MLX; or F4, whose shape counts
+elements), a byte holds two codes, the LOW nibble first; scales F8_E4M3 [..., rows, blocks] (or the same bytes
+as U8); a global scale F32 [] / [1], or one for each of the leading matrices (experts). Output [..., rows,
+blocks * 16], reference dtype BF16.
 
 Arithmetic, in float32 and in this order: scale = E4M3[s] / global (compressed-tensors) or E4M3[s]
 * global (ModelOpt); value = E2M1[code] * scale; with a `pre_quant_scale` [in]

@@ -1,10 +1,11 @@
-"""gpt-oss MXFP4: `X_blocks` and `X_scales`, both U8, make `X`; in its `original/` files `X.blocks`, `X.scales`."""
+"""gpt-oss MXFP4: U8 `X_blocks` and `X_scales` (in its `original/` files `X.blocks`, `X.scales`) make `X`."""
 
 from __future__ import annotations
 
 from tensorport_hub.core.decode.mxfp4 import Mxfp4
 from tensorport_hub.core.detect.checkpoint import Checkpoint, Claim
 from tensorport_hub.core.tensor import TensorSpec
+from tensorport_hub.errors import CheckpointError
 
 SUFFIXES = ("_blocks", "_scales", ".blocks")
 FACTS: tuple[str, ...] = ()
@@ -19,6 +20,10 @@ def claim(tensor: TensorSpec, checkpoint: Checkpoint) -> Claim | None:
         if name.endswith(f"{separator}blocks"):
             stem = name.removesuffix("blocks")
             scales = checkpoint.need(f"{stem}scales", of=tensor, scheme="gpt-oss MXFP4")
+            if len(scales.shape) == len(tensor.shape):
+                raise CheckpointError(
+                    f"MXFP4 scales {scales}: expected U8 {list(tensor.shape[:-1])} to match `{tensor.name}`"
+                )
             return Claim(stem[:-1], Mxfp4(tensor, scales))
     if name.endswith("_scales"):
         checkpoint.need(f"{name.removesuffix('scales')}blocks", of=tensor, scheme="gpt-oss MXFP4")
