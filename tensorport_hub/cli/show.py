@@ -27,17 +27,20 @@ def _fallback(value: object) -> Any:
 
 
 def mirror_json(result: MirrorResult) -> dict[str, Any]:
+    """What `mirror --json` prints: the result without the whole manifest."""
     shown = {f.name: getattr(result, f.name) for f in fields(result) if f.name not in ("manifest", "stats")}
     return {**shown, "totals": result.manifest["totals"], "stats": asdict(result.stats)}
 
 
 def plan_json(result: PlanResult) -> dict[str, Any]:
+    """What `plan --json` prints: the numbers, and every file with its size."""
     shown = {f.name: getattr(result, f.name) for f in fields(result) if f.name != "plan"}
     files = [{"path": part.path, "size": part.size} for part in result.plan.parts]
     return {**shown, "revision": result.plan.commit, "fingerprint": result.plan.fingerprint, "files": files}
 
 
 def mirror_text(result: MirrorResult) -> str:
+    """What `mirror` says at the end."""
     stats = result.stats
     memory = f", peak memory {format_size(stats.peak_memory)}" if stats.peak_memory else ""
     lines = [
@@ -56,6 +59,7 @@ def mirror_text(result: MirrorResult) -> str:
 
 
 def plan_text(result: PlanResult) -> str:
+    """What `plan` says."""
     share = 100 * result.bytes_again / max(result.bytes_in - result.bytes_again, 1)
     rows = [
         ("source", f"{result.source} at {result.plan.commit}"),
@@ -79,6 +83,7 @@ def _visibility(result: PlanResult) -> str:
 
 
 def inspection_text(result: Inspection, *, every: bool) -> str:
+    """What `inspect` says: a line for each group of modules, or `every` tensor too."""
     groups: dict[tuple[str, str, str], list[int]] = defaultdict(lambda: [0, 0, 0])
     for tensor in result.tensors:
         row = groups[module_group(tensor.name), tensor.scheme, f"{tensor.stored_dtype} → {tensor.dtype}"]

@@ -17,8 +17,10 @@ from typing import Any
 import yaml
 
 from tensorport_hub.core.decode.cast import Losses
+from tensorport_hub.core.filenames import encode
 from tensorport_hub.core.plan import Options, Plan
 from tensorport_hub.core.size import format_size
+from tensorport_hub.core.tensor import shorten
 
 PATH = "README.md"
 _CARRIED = ("license", "license_name", "license_link", "pipeline_tag", "language")
@@ -34,7 +36,7 @@ def read_front_matter(readme: str) -> dict[str, Any]:
     stop = [line.strip() for line in lines[1:]].index("---") + 1
     try:
         value = yaml.safe_load("\n".join(lines[1:stop]))
-    except (yaml.YAMLError, RecursionError, ValueError):
+    except Exception:  # PyYAML lets IndexError, KeyError, AttributeError and others out of odd scalars
         return {}
     return value if isinstance(value, dict) else {}
 
@@ -109,7 +111,7 @@ def _losses(plan: Plan, losses: Mapping[int, Losses]) -> str:
     if not losses:
         return ""
     rows = [
-        f"| `{plan.recipes[i].name.replace('|', '%7C')}` | {lost.overflow:,} | {lost.underflow:,} |"
+        f"| `{shorten(encode(plan.recipes[i].name))}` | {lost.overflow:,} | {lost.underflow:,} |"
         for i, lost in sorted(losses.items())
     ]
     more = (

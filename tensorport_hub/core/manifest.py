@@ -17,6 +17,7 @@ from tensorport_hub.core.decode.cast import Losses
 from tensorport_hub.core.digest import blob_oid, pointer_oid
 from tensorport_hub.core.plan import Part, Plan, dumps
 from tensorport_hub.core.recipe import Recipe
+from tensorport_hub.core.tensor import shorten
 from tensorport_hub.errors import VerificationError
 
 SCHEMA = "tensorport.manifest/1"
@@ -144,8 +145,9 @@ def parse(data: bytes) -> dict[str, Any]:
         raise VerificationError(f"`{PATH}` is no JSON: {error}") from None
     found = value.get("schema") if isinstance(value, dict) else None
     if found != SCHEMA:
+        got = shorten(found) if isinstance(found, str) else type(found).__name__
         raise VerificationError(
-            f"`{PATH}` is of a version that this tool does not know: expected `{SCHEMA}`, got `{found}`",
+            f"`{PATH}` is of a version that this tool does not know: expected `{SCHEMA}`, got `{got}`",
             hint="a newer tensorport-hub may read it",
         )
     assert isinstance(value, dict)
@@ -154,16 +156,23 @@ def parse(data: bytes) -> dict[str, Any]:
 
 def is_mirror(data: bytes) -> bool:
     """Whether a `manifest.json` is one of ours, of any version."""
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(value, dict) and str(value.get("schema", "")).startswith("tensorport.manifest/")
+    schema = _anything(data).get("schema")
+    return isinstance(schema, str) and schema.startswith("tensorport.manifest/")
 
 
 def listed_files(data: bytes) -> frozenset[str] | None:
     """The paths that a manifest of ours lists; None where it is not one of ours."""
     if not is_mirror(data):
         return None
-    files = json.loads(data).get("files", [])
-    return frozenset(str(f["path"]) for f in files if isinstance(f, dict) and "path" in f)
+    files = _anything(data).get("files")
+    entries = [entry for entry in files if isinstance(entry, dict)] if isinstance(files, list) else []
+    return frozenset(entry["path"] for entry in entries if isinstance(entry.get("path"), str))
+
+
+def _anything(data: bytes) -> dict[str, Any]:
+    """A JSON object of unknown origin; empty where it is none."""
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}

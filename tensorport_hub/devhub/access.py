@@ -24,6 +24,7 @@ from tensorport_hub.devhub.repos import Repo
 
 
 def sees(account: Account | None, repo: Repo) -> bool:
+    """Whether an account may know of a repository."""
     return not repo.private or (account is not None and account.is_in(repo.namespace))
 
 
@@ -40,6 +41,7 @@ def repo_of(call: Call) -> Repo:
 
 
 def revision_of(call: Call, repo: Repo) -> Commit:
+    """The commit that the URL's revision names, on `main` without one; a refusal where there is none."""
     revision = call.params.get("rev", "main")
     commit = call.hub.history.resolve(repo, revision)
     if commit is None:
@@ -59,12 +61,14 @@ def pass_gate(call: Call, repo: Repo) -> None:
 
 
 def known(call: Call) -> Account:
+    """Who is asking; a refusal for strangers."""
     if call.account is None:
         raise unauthorized()
     return call.account
 
 
 def with_write_token(call: Call) -> Account:
+    """Who is asking, if their token may write at all."""
     account = known(call)
     if not account.may_write:
         raise forbidden("Forbidden: you must use a write token to upload to a repository.")

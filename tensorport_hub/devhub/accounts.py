@@ -26,6 +26,7 @@ def now() -> str:
 
 
 def new_token() -> str:
+    """A random token in the Hub's form."""
     letters = string.ascii_letters
     return "hf_" + "".join(secrets.choice(letters) for _ in range(34))
 

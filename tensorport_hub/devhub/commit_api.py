@@ -52,6 +52,7 @@ def preupload(call: Call) -> web.Response:
 
 
 def gitignore_hides(gitignore: str, path: str) -> bool:
+    """Whether the patterns of a `.gitignore` leave a path out."""
     return path != ".gitignore" and gitattributes.ignored(gitignore, path)
 
 

@@ -127,6 +127,7 @@ def read_lines(body: Iterable[bytes]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def read_header(lines: Iterator[tuple[str, dict[str, Any]]]) -> Header:
+    """The first line of a commit request."""
     key, value = next(lines, ("", {}))
     title = value.get("summary")
     if key != "header" or not isinstance(title, str) or not title.strip():
@@ -197,6 +198,7 @@ def _deleted_folder(draft: Draft, path: str, value: dict[str, Any]) -> None:
 
 
 def conflict() -> Refusal:
+    """The branch moved: the parent that was named is not its head."""
     return Refusal(412, "A commit has happened since. Please refresh and try again.")
 
 

@@ -45,14 +45,17 @@ class Refusal(Exception):
 
 
 def bad_request(message: str) -> Refusal:
+    """The request makes no sense (400)."""
     return Refusal(400, message)
 
 
 def forbidden(message: str) -> Refusal:
+    """Known, but not allowed (403)."""
     return Refusal(403, message)
 
 
 def unauthorized(message: str = "Invalid username or password.") -> Refusal:
+    """Unknown, or with a bad token (401)."""
     return Refusal(401, message)
 
 
@@ -64,6 +67,7 @@ def repo_not_found(*, anonymous: bool) -> Refusal:
 
 
 def revision_not_found(revision: str) -> Refusal:
+    """No such branch, tag or commit."""
     return Refusal(404, f"Invalid rev id: {revision}", code="RevisionNotFound")
 
 
@@ -74,6 +78,7 @@ def entry_not_found(message: str, commit: str | None = None) -> Refusal:
 
 
 def gated(repo: str, *, anonymous: bool) -> Refusal:
+    """Readable after access was granted only."""
     if anonymous:
         words = f"Access to {repo} is restricted. You must be authenticated to access it. Please log in."
         return Refusal(401, words, code="GatedRepo")

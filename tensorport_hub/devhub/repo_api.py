@@ -32,6 +32,7 @@ def found_repo(hub: Hub, kind: str, name: str, *, author: str, private: bool, ga
 
 
 def url_of(hub: Hub, repo: Repo) -> str:
+    """A repository's page."""
     return f"{hub.endpoint}/{repo.prefix}{repo.name}"
 
 

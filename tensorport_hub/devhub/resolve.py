@@ -68,6 +68,7 @@ def _ascii(name: str) -> str:
 
 
 def cdn_url(call: Call, repo: Repo, entry: Entry) -> str:
+    """A signed, expiring URL of an LFS file's bytes on the CDN."""
     path = f"/lfs/{repo.prefix}{repo.name}/{entry.sha256}/{entry.path}"
     return call.hub.signer.url(call.hub.cdn, "GET", path, call.hub.settings.url_seconds)
 
@@ -81,6 +82,7 @@ def _xet_headers(call: Call, repo: Repo, commit: str, entry: Entry) -> dict[str,
 
 
 def check_signed(request: web.Request) -> None:
+    """Refuse a request whose URL was not signed here, or is over."""
     check_url(request.app[HUB], request.method, request.path, request.query)
 
 

@@ -143,6 +143,7 @@ def _at(hub: Hub, repo_id: str, revision: str, kind: str) -> tuple[Repo, Commit]
 
 
 def read(hub: Hub, repo_id: str, path: str, revision: str, kind: str) -> bytes:
+    """The content of a file; KeyError where there is none."""
     _, commit = _at(hub, repo_id, revision, kind)
     entry = hub.history.snapshot(commit).files.get(path)
     if entry is None:
@@ -154,11 +155,13 @@ def read(hub: Hub, repo_id: str, path: str, revision: str, kind: str) -> bytes:
 
 
 def files(hub: Hub, repo_id: str, revision: str, kind: str) -> dict[str, tuple[int, str | None, str]]:
+    """Path -> (size, sha256 of an LFS file, git blob id), by path."""
     _, commit = _at(hub, repo_id, revision, kind)
     found = hub.history.snapshot(commit).files
     return {path: (e.size, e.sha256 if e.lfs else None, e.oid) for path, e in sorted(found.items())}
 
 
 def commits(hub: Hub, repo_id: str, revision: str, kind: str) -> list[Commit]:
+    """The history of a revision, newest first."""
     _, commit = _at(hub, repo_id, revision, kind)
     return hub.history.log(commit)

@@ -46,6 +46,7 @@ class Folder(NamedTuple):
 
 
 def git_blob_oid(data: bytes) -> str:
+    """The git blob id of a content."""
     return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
@@ -55,6 +56,7 @@ def pointer(sha256: str, size: int) -> bytes:
 
 
 def lfs_entry(path: str, sha256: str, size: int) -> Entry:
+    """The tree entry of an LFS file: git sees its pointer."""
     return Entry(path, size, git_blob_oid(pointer(sha256, size)), sha256, True, "")
 
 

@@ -82,6 +82,7 @@ class LocalSink:
         target = Path(os.path.realpath(target)) if target.is_symlink() else target
         self._target = target
         self._staging = target.parent / f".{target.name}.tensorport-{key}"
+        self._small: dict[str, Receipt] = {}
         check_folder(target)
         try:
             shutil.rmtree(self._staging, ignore_errors=True)
@@ -94,11 +95,17 @@ class LocalSink:
 
     def put(self, path: str, content: bytes) -> Receipt:
         writer = self.open(path, len(content))
-        writer.write(memoryview(content))
-        return writer.finish()
+        try:
+            writer.write(memoryview(content))
+            self._small[path] = writer.finish()
+        finally:
+            writer.abort()
+        return self._small[path]
 
     def commit(self, receipts: Sequence[Receipt]) -> Published:
         target, old = self._target, self._staging.with_name(self._staging.name + ".old")
+        check_folder(target)  # again: somebody may have put a file there meanwhile
+        self._check_staged([*receipts, *self._small.values()])
         try:
             for folder, _, _ in os.walk(self._staging):
                 _flush_folder(Path(folder))
@@ -119,6 +126,15 @@ class LocalSink:
                 hint="choose a folder whose parent can be written, and which is no mount point",
             ) from None
         return Published(str(target), None, None, changed=True)
+
+    def _check_staged(self, receipts: Sequence[Receipt]) -> None:
+        for receipt in receipts:
+            path = self._staging / receipt.path
+            if not path.is_file() or path.stat().st_size != receipt.size:
+                raise DestinationError(
+                    f"staging folder `{self._staging}` lost `{receipt.path}`",
+                    hint="does another run write to the same folder?",
+                )
 
     def close(self) -> None:
         shutil.rmtree(self._staging, ignore_errors=True)

@@ -118,7 +118,7 @@ class Lane:
 
     def _fetch(self, block: Block, into: Bytes) -> None:
         """Fill `into` with the block: what was read ahead is copied, the rest is read."""
-        known = [(r, f) for r, f in list(self._ahead.items()) if r[0] < block.stop and r[1] > block.start]
+        known = [(r, f) for r, f in self._ahead.copy().items() if r[0] < block.stop and r[1] > block.start]
         for (start, stop), future in known:
             first, last = max(start, block.start), min(stop, block.stop)
             into[first - block.start : last - block.start] = future.result()[first - start : last - start]

@@ -3,11 +3,18 @@
 The lane that walks the source file feeds pieces in order through `feed`; a worker thread runs `write`. When
 a writer fails for a passing reason, the rest of the feed is let go and the part is written again by reading
 its own ranges: those bytes are not hashed a second time.
+
+Parts are opened one by one, in the order in which they were given. A sink may let a writer wait for another
+one's place, and a part that waits holds blocks that its lane needs for the parts behind it: were one of those
+opened first, each would wait for the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import threading
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 
@@ -23,10 +30,21 @@ from tensorport_hub.core.render import render
 from tensorport_hub.core.safetensors import shorten
 from tensorport_hub.engine.blocks import SharedBlock, StopFlag, Stopped
 from tensorport_hub.errors import LimitError, TensorportError
-from tensorport_hub.ports import BytesWritten, PartDone, PartRetried, Receipt, Report, Sink, Source
+from tensorport_hub.ports import (
+    BytesRead,
+    BytesWritten,
+    PartDone,
+    PartRetried,
+    Receipt,
+    Report,
+    Sink,
+    Source,
+    Writer,
+)
 
 ATTEMPTS = 4
 _PAUSE = 0.5
+_LONGEST_ASKED = 900.0
 
 Fed = tuple[int, int, SharedBlock, int]
 """Bytes `start:stop` of what the part needs of its primary, and where in the block they begin."""
@@ -70,27 +88,28 @@ class PartRun:
             (t.start + a, t.start + b) for t, (a, b) in zip(self.recipe.decoder.inputs, spans, strict=True)
         ]
 
-    def fed(self) -> Iterator[Items]:
+    def fed(self) -> Generator[Items, None, None]:
         """Items and their primary bytes, as the lane delivers them; blocks are released one by one.
 
         Raises:
             Stopped: the lane ended before the last byte came.
         """
-        if self.recipe.decoder.held:
-            held = np.empty(self.nbytes, np.uint8)
-            for start, stop, data in self._taken():
-                held[start:stop] = data
-            yield *self.part.items, held
-            return
-        first, last = self.part.items
-        for start, stop, data in self._taken():
-            yield (
-                first + start * (last - first) // self.nbytes,
-                first + stop * (last - first) // self.nbytes,
-                data,
-            )
+        with closing(self._taken()) as taken:
+            if self.recipe.decoder.held:
+                held = np.empty(self.nbytes, np.uint8)
+                for start, stop, data in taken:
+                    held[start:stop] = data
+                yield *self.part.items, held
+                return
+            first, last = self.part.items
+            for start, stop, data in taken:
+                yield (
+                    first + start * (last - first) // self.nbytes,
+                    first + stop * (last - first) // self.nbytes,
+                    data,
+                )
 
-    def _taken(self) -> Iterator[Items]:
+    def _taken(self) -> Generator[Items, None, None]:
         """Bytes of the primary in order, from the queue."""
         while self.at < self.nbytes:
             entry = self._queue.get()
@@ -122,8 +141,25 @@ class PartWriter:
     ) -> None:
         self._source, self._sink, self._options = source, sink, options
         self._block, self._stop, self._report = block, stop, report
+        self._given: deque[PartRun] = deque()
+        self._turn = threading.Lock()
 
-    def write(self, run: PartRun) -> Receipt:
+    def give(self, run: PartRun) -> None:
+        """Queue a part for `take`."""
+        self._given.append(run)
+
+    def take(self) -> tuple[PartRun, Writer | BaseException]:
+        """The part that was given first, and its writer or why there is none."""
+        with self._turn:
+            run = self._given.popleft()
+            try:
+                if self._stop:
+                    raise Stopped
+                return run, self._sink.open(run.part.path, run.part.size)
+            except BaseException as error:
+                return run, error
+
+    def write(self, run: PartRun, opened: Writer | BaseException) -> Receipt:
         """Write the part as it is fed; again from the source if the sink fails in passing.
 
         Raises:
@@ -131,45 +167,46 @@ class PartWriter:
             Stopped: the run stopped.
         """
         try:
-            if run.pulls:
-                run.companions = self._read_companions(run)
-            return self._attempt(run, self._replayed(run) if run.pulls else run.fed())
+            if isinstance(opened, BaseException):
+                raise opened
+            with closing(self._pulled(run) if run.pulls else run.fed()) as pieces:
+                return self._attempt(run, opened, pieces)  # a failure's traceback would keep its block
         except TensorportError as error:
-            run.drain()
             failure = error
-        except BaseException:
+        except BaseException as error:
+            self._stop.fail(error)
             run.drain()
             raise
+        if not failure.transient:
+            self._stop.fail(failure)  # before the rest is let go, or the lane would read it first
+        run.drain()
         for attempt in range(2, ATTEMPTS + 1):
             if not failure.transient:
                 break
             self._report(PartRetried(run.part.path, attempt, failure.message))
-            if self._stop.wait(failure.retry_after or _PAUSE * 2**attempt):
+            if self._stop.wait(_seconds(failure, attempt)):
                 raise Stopped
             try:
-                run.companions = self._read_companions(run)
-                return self._attempt(run, self._replayed(run))
+                opened = self._sink.open(run.part.path, run.part.size)
+                return self._attempt(run, opened, self._pulled(run))
             except TensorportError as error:
                 failure = error
         raise failure
 
-    def _attempt(self, run: PartRun, pieces: Iterator[Items]) -> Receipt:
+    def _attempt(self, run: PartRun, writer: Writer, pieces: Iterator[Items]) -> Receipt:
         run.losses = Losses()
-        part, recipe = run.part, run.recipe
-        writer = self._sink.open(part.path, part.size)
         try:
-            writer.write(memoryview(npy.header(recipe.dtype, part.shape)))
+            self._pass_on(run, writer, memoryview(npy.header(run.recipe.dtype, run.part.shape)))
             for start, stop, primary in pieces:
                 for view in render(
-                    recipe,
+                    run.recipe,
                     start,
                     stop,
                     self._inputs(run, start, primary),
                     saturate=self._options.on_overflow == "saturate",
                     losses=run.losses,
                 ):
-                    writer.write(view)
-                    self._report(BytesWritten(part.path, view.nbytes))
+                    self._pass_on(run, writer, view)
                 if self._stop:
                     raise Stopped
             _check_losses(run, self._options)
@@ -180,6 +217,10 @@ class PartWriter:
         self._report(PartDone(receipt))
         return receipt
 
+    def _pass_on(self, run: PartRun, writer: Writer, view: memoryview) -> None:
+        writer.write(view)
+        self._report(BytesWritten(run.part.path, view.nbytes))
+
     def _inputs(self, run: PartRun, start: int, primary: Bytes) -> Sequence[tuple[Bytes, int]]:
         offsets = run.recipe.decoder.spans(*run.part.items)
         first = run.recipe.decoder.spans(start, start)[0][0]
@@ -189,11 +230,13 @@ class PartWriter:
     def _read_companions(self, run: PartRun) -> list[Bytes]:
         inputs = run.recipe.decoder.inputs
         return [
-            read_range(self._source, tensor.file, start, stop)
+            self._read(tensor.file, start, stop)
             for tensor, (start, stop) in zip(inputs[1:], run.spans()[1:], strict=True)
         ]
 
-    def _replayed(self, run: PartRun) -> Iterator[Items]:
+    def _pulled(self, run: PartRun) -> Generator[Items, None, None]:
+        """All items of a part, by reading its own ranges."""
+        run.companions = self._read_companions(run)
         decoder = run.recipe.decoder
         tensor = decoder.inputs[0]
         grain = decoder.spans(0, decoder.grain)[0][1]
@@ -203,11 +246,17 @@ class PartWriter:
         for start in range(*run.part.items, items):
             stop = min(start + items, run.part.items[1])
             first, last = decoder.spans(start, stop)[0]
-            yield (
-                start,
-                stop,
-                read_range(self._source, tensor.file, tensor.start + first, tensor.start + last),
-            )
+            yield start, stop, self._read(tensor.file, tensor.start + first, tensor.start + last)
+
+    def _read(self, file: str, start: int, stop: int) -> Bytes:
+        data = read_range(self._source, file, start, stop)
+        self._report(BytesRead(file, stop - start))
+        return data
+
+
+def _seconds(failure: TensorportError, attempt: int) -> float:
+    """How long to wait before `attempt`: what the other side asked for, where that is longer."""
+    return max(_PAUSE * (1 << attempt), min(failure.retry_after or 0.0, _LONGEST_ASKED))
 
 
 def read_range(source: Source, file: str, start: int, stop: int) -> Bytes:

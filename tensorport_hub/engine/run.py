@@ -1,9 +1,9 @@
 """Run a plan: walk the source files in lanes, write the parts in workers, collect receipts.
 
 Order and progress: lanes take files in plan order; a lane gives a part to the workers when its first bytes
-are there. Workers take parts in the order they were given. A lane's blocks are only held by parts whose bytes
-came before those that it reads next, so lanes and workers can't wait for each other in a circle. The first
-error stops everything, and is what `run` raises.
+are there. Workers take and open parts in the order in which they were given. A lane's blocks are only held by
+parts whose bytes came before those that it reads next, so lanes and workers can't wait for each other in a
+circle. The first error stops everything, and is what `run` raises.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from typing import Any
 
 from tensorport_hub.core.decode.cast import Losses
 from tensorport_hub.core.plan import Part, Plan
@@ -70,19 +71,23 @@ class _Run:
         self._schedule = Schedule(plan, block=allotment.block, keep=allotment.keep)
         self._writer = PartWriter(source, sink, plan.options, allotment.block, self._stop, report)
         self._workers = ThreadPoolExecutor(allotment.workers, thread_name_prefix="part")
+        self._writing: set[Future[None]] = set()
         self._receipts: dict[int, Receipt] = {}
         self._losses: dict[int, Losses] = {}
         self._lock = threading.Lock()
 
     def run(self) -> Outcome:
         lanes = ThreadPoolExecutor(self._allotment.lanes, thread_name_prefix="lane")
-        walks = [lanes.submit(self._walk, number) for number in range(len(self._plan.files))]
+        walks: list[Future[FileDigest | None]] = []
         try:
+            walks.extend(lanes.submit(self._walk, number) for number in range(len(self._plan.files)))
             digests = [walk.result() for walk in walks]
             self._workers.shutdown(wait=True)
         except BaseException as error:
             self._stop.fail(error)
-            wait(walks, timeout=_GRACE)
+            self._workers.shutdown(wait=False, cancel_futures=True)
+            under_way: set[Future[Any]] = {*walks, *self._writing.copy()}
+            wait(under_way, timeout=_GRACE)
             raise
         finally:
             lanes.shutdown(wait=False, cancel_futures=True)
@@ -109,14 +114,15 @@ class _Run:
         return PartRun(part, self._plan.recipes[part.recipe])
 
     def _give(self, run: PartRun) -> None:
-        self._workers.submit(self._write, run)
+        self._writer.give(run)
+        future = self._workers.submit(self._write)
+        self._writing.add(future)
+        future.add_done_callback(self._writing.discard)
 
-    def _write(self, run: PartRun) -> None:
-        if self._stop:
-            run.drain()
-            return
+    def _write(self) -> None:
+        run, opened = self._writer.take()
         try:
-            receipt = self._writer.write(run)
+            receipt = self._writer.write(run, opened)
         except Stopped:
             return
         except BaseException as error:

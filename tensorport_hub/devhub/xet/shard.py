@@ -54,6 +54,8 @@ class Term:
 
 @dataclass(frozen=True)
 class FileRecord:
+    """A file as a shard states it: its terms in order, and the hashes that prove them."""
+
     hash: bytes
     terms: tuple[Term, ...]
     term_hashes: tuple[bytes, ...] | None  # None: the shard carries no verification for this file
@@ -66,6 +68,8 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class XorbRecord:
+    """A xorb as a shard states it."""
+
     hash: bytes
     nbytes: int
     chunks: ChunkRecords
@@ -73,6 +77,8 @@ class XorbRecord:
 
 @dataclass(frozen=True)
 class Shard:
+    """What one shard states: files, and the xorbs that hold their chunks."""
+
     files: tuple[FileRecord, ...]
     xorbs: tuple[XorbRecord, ...]
 

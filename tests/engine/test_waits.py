@@ -1,0 +1,365 @@
+"""Who waits for whom: sinks with little room, slow sides, interruptions. Nothing may wait in a circle."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+import tracemalloc
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tensorport_hub.core.plan import Options
+from tensorport_hub.engine.blocks import BlockPool, StopFlag
+from tensorport_hub.engine.part import PartRun, PartWriter
+from tensorport_hub.errors import DestinationError
+from tensorport_hub.ports import Published, Receipt, Sink, Writer
+from tests.engine.models import (
+    Tensor,
+    allotment,
+    arrays,
+    expected,
+    experts,
+    plain,
+    plan_of,
+    raw,
+    run_plan,
+    stored,
+    write_in_order,
+)
+from tests.fakes import BoundedSink, FlakySink, MemorySink, MemorySource
+
+pytestmark = pytest.mark.timeout(60)
+
+
+def source_of(*tensors: Tensor) -> MemorySource:
+    """One file for each tensor name's first letter."""
+    letters = sorted({tensor.name[0] for tensor in tensors})
+    return MemorySource(
+        {f"{n}.safetensors": write_in_order([t for t in tensors if t.name[0] == n]) for n in letters}
+    )
+
+
+class HookedSink:
+    """Another sink; `hook(step, path)` is called before each `open`, `write` and `finish`."""
+
+    def __init__(self, sink: Sink, hook: Callable[[str, str], None]) -> None:
+        self.sink, self.hook = sink, hook
+        self.put, self.close = sink.put, sink.close
+
+    def open(self, path: str, size: int) -> Writer:
+        self.hook("open", path)
+        return _Hooked(self, self.sink.open(path, size), path)
+
+    def commit(self, receipts: Sequence[Receipt]) -> Published:
+        return self.sink.commit(receipts)
+
+
+class _Hooked:
+    def __init__(self, hooked: HookedSink, writer: Writer, path: str) -> None:
+        self._hook, self._writer, self._path = hooked.hook, writer, path
+        self.abort = writer.abort
+
+    def write(self, block: memoryview) -> None:
+        self._hook("write", self._path)
+        self._writer.write(block)
+
+    def finish(self) -> Receipt:
+        self._hook("finish", self._path)
+        return self._writer.finish()
+
+
+class TestLittleRoom:
+    """Sinks whose `open` waits for room that other writers hold."""
+
+    def test_small_part_does_not_overtake(self) -> None:
+        """A later part that would fit waits for an earlier one that does not yet.
+
+        `q` needs more room than `r` leaves, and holds two of the lane's four blocks; `s`, behind it, fits
+        at once, and would then wait for a block that the lane can't hand on before `q` lets go.
+        """
+        sizes = {"ar": 1000, "aq": 6000, "as": 5000, "at": 5000, "au": 5000, "av": 5000}
+        tensors = [plain(name, "F32", (size,)) for name, size in sizes.items()]
+        source, sink = source_of(*tensors), MemorySink()
+        overtaken = threading.Event()
+
+        def hook(step: str, path: str) -> None:
+            if (step, path) == ("write", "shard_000/as.npy"):
+                overtaken.set()
+            if (step, path) == ("finish", "shard_000/ar.npy"):
+                overtaken.wait(0.3)
+
+        bounded = BoundedSink(HookedSink(sink, hook), staging=24_300)
+        run_plan(plan_of(source), source, bounded, allotment(block=16_384, workers=3))
+        assert arrays(sink.held) == raw(expected(tensors))
+        opened = [path for event, path in sink.events if event == "open"]
+        assert opened == [f"shard_000/{name}.npy" for name in sizes]
+
+    @settings(max_examples=40, deadline=None)
+    @given(
+        sizes=st.lists(st.sampled_from([1, 100, 1000, 3000]), min_size=1, max_size=14),
+        letters=st.text("abc", min_size=14, max_size=14),
+        room=st.floats(0, 1),
+        writers=st.integers(1, 3),
+        workers=st.integers(1, 8),
+        block=st.sampled_from([400, 2000, 5000]),
+        fault=st.sampled_from(["none", "write", "finish"]),
+    )
+    def test_any_room(
+        self, sizes: list[int], letters: str, room: float, writers: int, workers: int, block: int, fault: str
+    ) -> None:
+        """Room for the largest part alone, or for one writer, is enough for any workers and lanes."""
+        tensors = [plain(f"{letters[i]}{i:02d}", "F32", (size,)) for i, size in enumerate(sizes)]
+        source, sink = source_of(*tensors), MemorySink()
+        plan = plan_of(source)
+        staging = max(part.size for part in plan.parts)
+        staging += int(room * sum(part.size for part in plan.parts))
+        bounded: Sink = BoundedSink(sink, staging=staging, writers=writers)
+        if fault == "write":
+            bounded = FlakySink(bounded, "write", byte=500)
+        elif fault == "finish":
+            bounded = FlakySink(bounded, "finish", times=2)
+        run_plan(plan, source, bounded, allotment(block=block, workers=workers, lanes=min(3, workers)))
+        assert arrays(sink.held) == raw(expected(tensors))
+
+    def test_failure_wakes_those_who_wait(self) -> None:
+        """A part that fails for good gives its room back, and the run ends with its error."""
+        tensors = [plain(f"a{i}", "F32", (1000,)) for i in range(6)]
+        source, sink = source_of(*tensors), MemorySink()
+        flaky = FlakySink(BoundedSink(sink, staging=5000), "write", path="*a0*", byte=200, transient=False)
+        with pytest.raises(DestinationError, match="a0"):
+            run_plan(plan_of(source), source, flaky, allotment(workers=4))
+        assert not sink.live
+
+
+class TestReadAhead:
+    """A slow sink holds the reading back."""
+
+    @pytest.mark.parametrize("lanes", [1, 3])
+    @pytest.mark.parametrize("block", [1000, 8000])
+    def test_is_bounded(self, lanes: int, block: int) -> None:
+        """While no byte is written, each lane reads as many blocks as it has buffers, and no more."""
+        tensors = [plain(f"{letter}x", "F32", (60_000,)) for letter in "abc"]
+        source, sink = source_of(*tensors), MemorySink()
+        go_on = threading.Event()
+
+        def hook(step: str, path: str) -> None:
+            if step == "write":
+                go_on.wait(20)
+
+        plan = plan_of(source)
+        source.reads.clear()
+        chosen = allotment(block=block, lanes=lanes, workers=3)
+        thread = threading.Thread(target=run_plan, args=(plan, source, HookedSink(sink, hook), chosen))
+        thread.start()
+        _settle(lambda: source.bytes_read)
+        ahead = source.bytes_read
+        go_on.set()
+        thread.join()
+        assert ahead <= lanes * chosen.buffers * block
+        assert ahead >= lanes * block
+        assert arrays(sink.held) == raw(expected(tensors))
+
+    def test_of_companions_is_bounded(self) -> None:
+        """Many parts with scales far ahead: what is kept stays within the allotment."""
+        pairs = [experts(f"a{i:02d}", (64, 16, 64)) for i in range(12)]
+        tensors = stored(pairs)
+        scales = tensors[1::2]
+        source = MemorySource({"m.safetensors": write_in_order([*tensors[::2], *scales])})
+        plan = plan_of(source)
+        chosen = allotment(block=100_000, keep=200_000, lanes=1, workers=1)
+        run_plan(plan, source, Discard(), chosen)
+        tracemalloc.start()
+        run_plan(plan, source, Discard(), chosen)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        scratch = 6_000_000  # one tile: indices, table words, values
+        assert sum(scale.values.nbytes for scale in scales) > 3 * chosen.keep
+        assert peak < chosen.buffers * chosen.block + chosen.keep + 4 * scales[0].values.nbytes + scratch
+
+
+class TestMemory:
+    """Memory does not grow with the weights."""
+
+    @pytest.mark.parametrize("precision", ["keep", "bfloat16"])
+    def test_peak(self, precision: str) -> None:
+        """A file of 24 MB passes through a few blocks of 64 KiB."""
+        source = source_of(*(plain(f"a{i}", "F32", (1_500_000,)) for i in range(4)))
+        plan = plan_of(source, precision=precision)
+        chosen = allotment(block=65_536, workers=2)
+        run_plan(plan, source, Discard(), chosen)
+        tracemalloc.start()
+        run_plan(plan, source, Discard(), chosen)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 3_000_000
+
+
+class Discard:
+    """A sink that keeps nothing."""
+
+    def open(self, path: str, size: int) -> Writer:
+        return _Discarded(path, size)
+
+    def put(self, path: str, content: bytes) -> Receipt:
+        return Receipt(path, len(content), "")
+
+    def commit(self, receipts: Sequence[Receipt]) -> Published:
+        return Published("", None, None, True)
+
+    def close(self) -> None: ...
+
+
+class _Discarded:
+    def __init__(self, path: str, size: int) -> None:
+        self._receipt = Receipt(path, size, "")
+
+    def write(self, block: memoryview) -> None: ...
+
+    def finish(self) -> Receipt:
+        return self._receipt
+
+    def abort(self) -> None: ...
+
+
+class TestBlocksComeBack:
+    """A part that fails holds no block of its lane."""
+
+    def test_while_it_is_written_again(self) -> None:
+        """The block at which a writer failed is free before the part's second attempt."""
+        source = source_of(plain("a", "F32", (300,)))
+        plan = plan_of(source)
+        stop = StopFlag()
+        pool = BlockPool(1, 1200, stop)
+        taken: list[bool] = []
+
+        class Watching(MemorySource):
+            def read_into(self, path: str, start: int, buffer: memoryview) -> None:
+                pool.take(1200).release()
+                taken.append(True)
+                super().read_into(path, start, buffer)
+
+        watching = Watching(source.contents)
+        sink = MemorySink()
+        writer = PartWriter(
+            watching, FlakySink(sink, "write", byte=600), Options(), 600, stop, lambda event: None
+        )
+        run = PartRun(plan.parts[0], plan.recipes[0])
+        block = pool.take(1200)
+        tensor = plan.recipes[0].decoder.inputs[0]
+        MemorySource.read_into(watching, tensor.file, tensor.start, block.data.data)
+        run.feed(0, 100, block, (0, 400))
+        run.feed(100, 300, block, (400, 1200))
+        block.release()
+        writer.give(run)
+        timer = threading.Timer(10, stop.fail, [TimeoutError("the block did not come back")])
+        timer.start()
+        writer.write(*writer.take())
+        timer.cancel()
+        timer.join()
+        assert taken == [True, True]
+        assert arrays(sink.held)["a"][2] == source.contents["a.safetensors"][-1200:]
+
+
+class TestInterruption:
+    """`KeyboardInterrupt` in the main thread, as Ctrl-C raises it."""
+
+    def interrupt_when(self, ready: Callable[[], bool]) -> threading.Thread:
+        """A thread that sends SIGINT to the main thread once `ready`."""
+        main = threading.main_thread().ident
+        assert main is not None
+
+        def send() -> None:
+            deadline = time.monotonic() + 20
+            while not ready() and time.monotonic() < deadline:
+                time.sleep(0.005)
+            time.sleep(0.02)
+            signal.pthread_kill(main, signal.SIGINT)
+
+        thread = threading.Thread(target=send)
+        thread.start()
+        return thread
+
+    def test_while_all_is_moving(self) -> None:
+        """It ends the run within seconds, every writer was given up, and nothing was committed."""
+        source = source_of(plain("a", "F32", (200_000,)), plain("b", "F32", (200_000,)))
+        sink = MemorySink()
+        slow = HookedSink(sink, lambda step, path: time.sleep(0.01) if step == "write" else None)
+        plan = plan_of(source)
+        source.reads.clear()
+        sender = self.interrupt_when(lambda: sink.bytes_written > 10_000)
+        begun = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            run_plan(plan, source, slow, allotment(block=1000))
+        assert time.monotonic() - begun < 5
+        sender.join()
+        assert not sink.live
+        assert source.bytes_read < 400_000
+
+    def test_after_the_last_byte_was_read(self) -> None:
+        """While only writers are busy, it waits for them to let go before it is raised."""
+        source = source_of(plain("a", "F32", (1000,)))
+        sink = MemorySink()
+        writing = threading.Event()
+
+        def hook(step: str, path: str) -> None:
+            if step == "finish":
+                writing.set()
+                time.sleep(0.5)
+
+        sender = self.interrupt_when(writing.is_set)
+        begun = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            run_plan(plan_of(source), source, HookedSink(sink, hook))
+        assert time.monotonic() - begun < 5
+        assert not sink.live
+        sender.join()
+
+    @pytest.mark.parametrize("side", ["source", "sink"])
+    def test_while_one_side_hangs(self, side: str) -> None:
+        """A read or a write that never returns does not hold it up for more than a few seconds."""
+        hung, release = threading.Event(), threading.Event()
+
+        class Hanging(MemorySource):
+            def read_into(self, path: str, start: int, buffer: memoryview) -> None:
+                if side == "source" and start > 2000:
+                    hung.set()
+                    release.wait(30)
+                super().read_into(path, start, buffer)
+
+        def hook(step: str, path: str) -> None:
+            if side == "sink" and step == "write":
+                hung.set()
+                release.wait(30)
+
+        source = Hanging(source_of(plain("a", "F32", (5000,))).contents)
+        plan = plan_of(source, verify_source="no") if side == "sink" else plan_of(source)
+        sender = self.interrupt_when(hung.is_set)
+        begun = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            run_plan(plan, source, HookedSink(MemorySink(), hook), allotment(block=1000))
+        assert time.monotonic() - begun < 5
+        release.set()
+        sender.join()
+
+
+def _settle(value: Callable[[], int]) -> None:
+    """Wait until a number stays what it is."""
+    last, since = -1, time.monotonic()
+    while time.monotonic() - since < 0.3:
+        now = value()
+        if now != last:
+            last, since = now, time.monotonic()
+        time.sleep(0.01)
+    assert last > 0
+
+
+def test_arrays_of_the_tests_are_not_empty() -> None:
+    """The comparison above compares something: another array is told apart."""
+    tensors = [plain("a", "F32", (10,))]
+    other = [Tensor("a", "F32", np.zeros(10, np.float32))]
+    assert raw(expected(tensors)) != raw(expected(other))
