@@ -48,8 +48,9 @@ FAMILIES = (
 )
 
 CLAIMS: tuple[Callable[[TensorSpec, Checkpoint], Claim | None], ...] = tuple(f.claim for f in FAMILIES)
-_SUFFIXES: tuple[tuple[str, str], ...] = tuple(
-    (suffix, "") if isinstance(suffix, str) else suffix for family in FAMILIES for suffix in family.SUFFIXES
+_SUFFIXES: list[tuple[str, str]] = sorted(
+    ((suffix, "") if isinstance(suffix, str) else suffix for f in FAMILIES for suffix in f.SUFFIXES),
+    key=lambda pair: -len(pair[0]),
 )
 _FACTS = tuple(suffix for family in FAMILIES for suffix in family.FACTS)
 FACT_LIMIT = 1 << 16

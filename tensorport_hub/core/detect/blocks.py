@@ -50,7 +50,10 @@ def read_blocks(weight: TensorSpec, scale: TensorSpec, checkpoint: Checkpoint, *
                 return None
             return _only(set(_by_strategy(group, weight.shape, scale.shape)), weight, scale)
 
-        found = resolve(module, checkpoint, read, of=scale)
+        try:
+            found = resolve(module, checkpoint, read, of=scale)
+        except CheckpointError as error:
+            raise CheckpointError(f"{weight} and its scale {error.message}") from None
         if found is not None:
             return found
     sizes = list(_sizes(checkpoint.quantization))

@@ -133,7 +133,8 @@ def resolve(
 
 def _said(group: Group) -> str:
     size = f", groups of {group.group_size}" if group.group_size else ""
-    return f"{group.bits or '?'} bits{size}"
+    shared = f", one scale a {group.strategy}" if group.strategy and not size else ""
+    return f"{group.bits or '?'} bits{size}{shared}"
 
 
 def _tiers(module: str, groups: Sequence[Group]) -> Iterator[tuple[bool, list[Group]]]:
