@@ -111,7 +111,7 @@ def unpack(data: Bytes, nbits: int) -> Bytes:
         if shift + nbits > 8:
             code |= groups[..., byte + 1] << np.uint8(8 - shift)
         np.bitwise_and(code, np.uint8((1 << nbits) - 1), out=codes[..., slot])
-    return codes.reshape(*lead, -1)[..., : 8 * nbytes // nbits]
+    return codes.reshape(*lead, groups.shape[-2] * 8)[..., : 8 * nbytes // nbits]
 
 
 @cache
