@@ -1,9 +1,10 @@
-"""quanto: `X._data` and `X._scale` (8 bits), or `X._data._data`, `X._scale` and `X._shift` (4 and 2), make `X`.
+"""quanto: `X._data` and `X._scale` (8 bits), or `X._data._data`, `X._scale` and `X._shift` (4, 2) make `X`.
 
 The 4- and 2-bit weights are stored without their shape. Convolutions without groups keep theirs. A matrix
-stored with rows of 128, 96, 64 or 32 codes may have been cut into groups, which quanto does where the weight's
-rows are longer than 128: the module's bias then says how many rows there are, and without one nothing does.
-Whether codes have 4 or 2 bits follows from the number of scales, or else from `weights` in the configuration.
+stored with rows of 128, 96, 64 or 32 codes may have been cut into groups, which quanto does where the rows of
+the weight are longer than 128: the module's bias then says how many rows there are, and without one nothing
+does. Whether codes have 4 or 2 bits follows from the number of scales, or else from `weights` in the
+configuration.
 """
 
 from __future__ import annotations
