@@ -29,7 +29,7 @@ from tensorport_hub.errors import CheckpointError
 SUFFIXES = ((".scales", ".weight"), (".biases", ".weight"), (".qbiases", ".weight"))
 FACTS: tuple[str, ...] = ()
 
-_GROUPS = (16, 32, 64, 128)
+_GROUPS = (32, 64, 128)
 _METAL_BITS = (2, 4, 8)
 _OWN_METHODS = (None, "mlx", "metal")
 
