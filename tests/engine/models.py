@@ -172,9 +172,9 @@ def plan_of(source: Source, **options: Any) -> Plan:
         exclude=chosen.exclude,
         report=lambda event: None,
     )
-    made = tuple(recipes(seen.tensors, precision=chosen.precision))
+    made = tuple(recipes(seen.checkpoint, precision=chosen.precision).made)
     parts = lay_out(made, shard_size=chosen.shard_size)
-    return Plan(seen.repo, seen.revision, seen.files, made, parts, chosen, dict(seen.skipped))
+    return Plan(seen.repo, seen.revision, seen.files, made, parts, chosen, dict(seen.skipped), seen.partial)
 
 
 def allotment(

@@ -252,8 +252,8 @@ class TestBlocksComeBack:
         block = pool.take(1200)
         tensor = plan.recipes[0].decoder.inputs[0]
         MemorySource.read_into(watching, tensor.file, tensor.start, block.data.data)
-        run.feed(0, 100, block, (0, 400))
-        run.feed(100, 300, block, (400, 1200))
+        run.feed(0, 400, block, 0)
+        run.feed(400, 1200, block, 400)
         block.release()
         writer.give(run)
         timer = threading.Timer(10, stop.fail, [TimeoutError("the block did not come back")])
