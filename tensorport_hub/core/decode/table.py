@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from tensorport_hub.core.decode.bitnet import BitnetOver, BitnetTimes
+from tensorport_hub.core.decode.awq import AwqGemm
+from tensorport_hub.core.decode.awq_gemv import AwqGemv, AwqGemvFast
 from tensorport_hub.core.decode.bnb4 import Bnb4, Bnb4Nested
 from tensorport_hub.core.decode.bnb8 import Bnb8
 from tensorport_hub.core.decode.decoder import Decoder, Params
 from tensorport_hub.core.decode.float8 import Float8
 from tensorport_hub.core.decode.gemma import GemmaLowBits
+from tensorport_hub.core.decode.gptq import Gptq, GptqOrdered
 from tensorport_hub.core.decode.hqq import Hqq
 from tensorport_hub.core.decode.int8 import Int8, Int8Zero
 from tensorport_hub.core.decode.mlx_affine import MetalAffine, MlxAffine
@@ -35,6 +38,11 @@ SCHEMES: Mapping[str, Callable[..., Decoder]] = {
         Nvfp4Over,
         Nvfp4Awq,
         Nvfp4Bmm,
+        Gptq,
+        GptqOrdered,
+        AwqGemm,
+        AwqGemv,
+        AwqGemvFast,
         PackedInt,
         ModelOptInt4,
         ModelOptInt4Awq,

@@ -12,18 +12,21 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tensorport_hub.core.detect import (
+    awq,
     bitnet,
     bitsandbytes,
     float4,
     float8,
     gemma,
     gpt_oss,
+    gptq,
     hqq,
     int8,
     mlx,
     modelopt_int4,
     packed_int,
     quanto,
+    quark_int4,
     sparse,
     torchao,
 )
@@ -33,11 +36,14 @@ from tensorport_hub.core.tensor import TensorSpec
 FAMILIES = (
     gpt_oss,
     bitsandbytes,
+    gptq,
+    awq,
     packed_int,
     float4,
     modelopt_int4,
     int8,
     float8,
+    quark_int4,
     sparse,
     hqq,
     mlx,

@@ -1,0 +1,99 @@
+"""AWQ gemm, and AMD Quark's reordered int4: 4-bit codes along the output axis.
+
+Layout: `qweight` I32 [..., I, O / 8] and zero points I32 [..., G, O / 8]: nibble j of a word, the lowest
+first, is column `[0, 2, 4, 6, 1, 3, 5, 7][j]` of its eight; `scales` [..., G, O]. Codes and zero points are
+unsigned, or with `signed` both two's complement (Quark int4).
+
+Arithmetic: see `transposed`; no 1 is added to a zero point. With `zeros` "middle" (a configuration that says
+`zero_point: false`) every stored zero point must be 8, as symmetric weights are packed. Output [..., O, I] in
+the scale's dtype.
+
+Sources: AutoAWQ `awq.utils.packing_utils` and `WQLinear_GEMM`; AMD Quark `Pack_4_bits.unpack(reorder=True)`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+
+from tensorport_hub.core.decode.bits import Floats
+from tensorport_hub.core.decode.decoder import Bytes, Params
+from tensorport_hub.core.decode.transposed import Matrix, Transposed, check_groups
+from tensorport_hub.errors import CheckpointError
+
+ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+"""Nibble of a word -> column of its eight."""
+_MIDDLE = 8
+
+
+@dataclass(frozen=True)
+class AwqGemm(Transposed):
+    """`qweight`, `qzeros` and `scales`; column `i` belongs to group `i // size`.
+
+    Raises:
+        CheckpointError: dtypes or shapes don't belong together.
+    """
+
+    size: int = field(kw_only=True)
+    signed: int = field(kw_only=True)
+    zeros: str = field(kw_only=True)
+    scheme: ClassVar[str] = "awq_gemm"
+
+    def __post_init__(self) -> None:
+        weight = self.qweight
+        if weight.dtype.name != "I32" or len(weight.shape) < 2:
+            raise CheckpointError(f"AWQ weight {weight}: expected I32 [..., in, out / 8]")
+        if self.signed not in (0, 1) or self.zeros not in ("stored", "middle"):
+            raise CheckpointError(f"AWQ weight {weight}: unknown zero points `{self.zeros}`")
+        groups = self.scales.shape[-2] if len(self.scales.shape) > 1 else 0
+        self._check_companions("AWQ", (groups, weight.shape[-1]), "I32")
+        if self.rows != 8 * weight.shape[-1]:
+            raise CheckpointError(
+                f"AWQ scales {self.scales}: expected {8 * weight.shape[-1]} columns to match"
+                f" `{weight.name}`, got {self.rows}"
+            )
+        check_groups("AWQ", self.scales, self.columns, groups, self.size)
+
+    @property
+    def params(self) -> Params:
+        return {"size": self.size, "signed": self.signed, "zeros": self.zeros}
+
+    @property
+    def columns(self) -> int:
+        return self.qweight.shape[-2]
+
+    @property
+    def group_size(self) -> int:
+        return self.size
+
+    def _codes(self, stored: Matrix, first: int, last: int) -> Floats:
+        return _unpack(stored, first, last, signed=bool(self.signed))
+
+    def _zero_points(self, stored: Matrix, first: int, last: int) -> Floats:
+        found = _unpack(stored, first, last, signed=bool(self.signed))
+        if self.zeros == "middle" and not (found == _MIDDLE).all():
+            raise CheckpointError(
+                f"AWQ zero points {self.qzeros}: the configuration says `zero_point: false`; expected all"
+                f" {_MIDDLE}, got {int(found.min())} to {int(found.max())}"
+            )
+        return found
+
+
+def _unpack(stored: Matrix, first: int, last: int, *, signed: bool) -> Floats:
+    """Columns `first:last` of [n, O / 8] words, as rows [last - first, n]."""
+    begin, end = first // 8, -(-last // 8)
+    strip = np.ascontiguousarray(stored[:, begin:end].T).view(np.uint8)
+    strip = strip.reshape(end - begin, stored.shape[0], 4)
+    out = np.empty((last - first, stored.shape[0]), np.float32)
+    for j, column in enumerate(ORDER):
+        at = -(-max(first - column, 0) // 8)  # the first word whose row is wanted
+        until = -(-max(last - column, 0) // 8)
+        if at >= until:
+            continue
+        codes: Bytes = strip[at - begin : until - begin, :, j // 2]
+        codes = codes >> np.uint8(4) if j % 2 else codes & np.uint8(15)
+        target = out[8 * at + column - first : 8 * (until - 1) + column - first + 1 : 8]
+        np.copyto(target, ((codes ^ np.uint8(8)).view(np.int8) - np.int8(8)) if signed else codes)
+    return out
