@@ -64,14 +64,10 @@ class Hqq(Decoder):
                 f"HQQ {self.codes}: expected 8, 4, 3, 2 or 1 bits, axis 0 or 1 and a float type,"
                 f" got {self.nbits}, {self.axis} and {self.compute}"
             )
-        if (
-            size < 0
-            or self.items == 0
-            or (size == 0 and len(self.shape) != 2)
-            or (size and self.items % size)
-        ):
+        whole = len(self.shape) == 2 if size == 0 else size > 0 and self.items % size == 0
+        if self.items == 0 or not whole:
             raise CheckpointError(
-                f"HQQ {self.codes}: shape [{self.dims}] does not divide into groups of {size}"
+                f"HQQ {self.codes}: expected shape [{self.dims}] to divide into groups, got groups of {size}"
             )
         self._check_codes()
         for factors in (self.scale, self.zero):

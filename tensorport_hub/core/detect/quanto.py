@@ -43,6 +43,10 @@ def claim(tensor: TensorSpec, checkpoint: Checkpoint) -> Claim | None:
         stem = name.removesuffix("._data")
         scale = checkpoint.need(f"{stem}._scale", of=tensor, scheme=_SCHEME)
         return Claim(stem, _bytes(tensor, scale))
+    if name.endswith((".weight._scale", ".weight._shift")):
+        stem = name.rpartition(".")[0]
+        if not checkpoint.present(f"{stem}._data", f"{stem}._data._data"):
+            checkpoint.need(f"{stem}._data", of=tensor, scheme=_SCHEME)
     return None
 
 
