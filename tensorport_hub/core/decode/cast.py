@@ -109,7 +109,8 @@ def _settle(exact: Dense, out: Dense, target: DType, saturate: bool) -> Losses:
     form = _BITS[target.name]
     bits = out.view(form.word)
     magnitude = bits & form.word(form.magnitude)
-    underflow = int(np.count_nonzero(exact) - np.count_nonzero(magnitude))
+    zeros = int(np.count_nonzero(magnitude == 0))
+    underflow = zeros - int(np.count_nonzero(exact == 0)) if zeros else 0
     if not magnitude.size or magnitude.max() < form.infinity:
         return Losses(underflow=underflow)
     bits[magnitude > form.infinity] = form.nan
