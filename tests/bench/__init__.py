@@ -1,0 +1,1 @@
+"""Measurements, run by hand; a short test of each keeps it running."""
