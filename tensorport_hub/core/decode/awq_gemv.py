@@ -178,6 +178,5 @@ class AwqGemvFast(_Gemv):
 @cache
 def _columns() -> npt.NDArray[np.intp]:
     """Column of a block of 64 -> where its code lies among the row's 64."""
-    order = np.arange(_KSTRIDE).reshape(2, 4, 4, 2).transpose(0, 2, 1, 3)
-    order = order.reshape(-1, 4, 2).transpose(0, 2, 1).reshape(-1)
-    return np.argsort(order)
+    pairs = np.arange(_KSTRIDE).reshape(2, 4, 4, 2).transpose(0, 2, 1, 3)
+    return np.argsort(pairs.reshape(-1, 4, 2).transpose(0, 2, 1).reshape(-1))

@@ -49,7 +49,7 @@ def scale_groups(codes: Floats, zeros: Floats, scales: Floats, size: int) -> Non
 def scale_columns(codes: Floats, zeros: Floats, scales: Floats, index: npt.NDArray[np.int32]) -> None:
     """Turn codes into values, in place; column `i` belongs to group `index[i]` (in range).
 
-    Where the columns of a group lie together, as they do without act-order, this is as fast as `scale_groups`.
+    Where groups lie side by side, as they do without act-order, this is as fast as `scale_groups`.
     """
     size = int(np.count_nonzero(index == index[0])) if index.size else 0
     if size and np.array_equal(index, np.arange(index.size) // size):

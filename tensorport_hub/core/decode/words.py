@@ -68,8 +68,10 @@ def values(data: Bytes, bits: int, packing: str, *, offset: int, count: int) -> 
     Returns:
         [rows, count], fresh and contiguous.
     """
-    if 8 % bits == 0:
+    if bits in (2, 4):
         found = np.take(_table(bits, offset), data, mode="clip").view(np.float32)
     else:
-        found = np.take(_table(8, offset), codes(data, bits, packing), mode="clip").view(np.float32)
+        found = codes(data, bits, packing).astype(np.float32)
+        if offset:
+            found -= np.float32(offset)
     return found if found.shape[1] == count else np.ascontiguousarray(found[:, :count])

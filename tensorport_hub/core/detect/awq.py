@@ -1,4 +1,4 @@
-"""AWQ: `X.qweight`, `X.qzeros` and `X.scales` make `X.weight`; the shapes tell gemm, gemv and gemv_fast apart.
+"""AWQ: `X.qweight`, `X.qzeros` and `X.scales` make `X.weight`; the shapes tell which of three layouts.
 
 The configuration (`quant_method: "awq"`, `quant_config.json` of 2023, or auto-round's `auto_awq`) must say 4
 bits if it says any, and says the group size where padding hides it. `zero_point: false` is only believed
@@ -87,14 +87,17 @@ def _padded_size(found: Module, columns: int, width: int, stated: int | None) ->
     """
     if stated is not None:
         return columns if stated <= 0 else stated
-    fits = [
-        size
-        for size in (32, 64, 128, columns)
-        if columns and width == -(-(-(-columns // size // 8)) // _WIDTHS.get(size, 1)) * _WIDTHS.get(size, 1)
-    ]
-    if len(set(fits)) != 1:
+    fits = {size for size in (32, 64, 128, columns) if size and _width(columns, size) == width}
+    if len(fits) != 1:
         raise CheckpointError(
-            f"scales {found.scales}: groups of {columns} columns may be of {sorted(set(fits))}, and no"
+            f"scales {found.scales}: groups of {columns} columns may be of {sorted(fits)}, and no"
             " configuration says which"
         )
-    return fits[0]
+    return fits.pop()
+
+
+def _width(columns: int, size: int) -> int:
+    """Words of a row's zero points, as AutoAWQ pads them."""
+    multiple = _WIDTHS.get(size, 1)
+    words = -(-(columns // size) // 8)
+    return -(-words // multiple) * multiple

@@ -75,8 +75,8 @@ class Module:
 
     def _unlike(self) -> CheckpointError:
         return CheckpointError(
-            f"{self.qweight} with {self.qzeros} and {self.scales}: expected the shapes of GPTQ or of AWQ gemm,"
-            " gemv or gemv_fast"
+            f"{self.qweight} with {self.qzeros} and {self.scales}: expected the shapes of GPTQ, or of AWQ"
+            " gemm, gemv or gemv_fast"
         )
 
     @cached_property
@@ -137,14 +137,15 @@ class Module:
             return size
         if groups == 1:
             return columns
-        fits = {2**n for n in range(3, 14) if -(-columns // 2**n) == groups}
+        fits: set[int] = {2**n for n in range(3, 14) if -(-columns // 2**n) == groups}
         fits |= {columns // groups} if columns % groups == 0 else set()
         if len(fits) != 1:
             raise CheckpointError(
                 f"scales {self.scales}: {groups} groups of {columns} columns may be of {sorted(fits)}, and no"
                 " configuration says which"
             )
-        return fits.pop()
+        (only,) = fits
+        return only
 
 
 def module(tensor: TensorSpec, checkpoint: Checkpoint) -> Module | None:
