@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from tensorport_hub.core import manifest
 from tensorport_hub.core.decode.cast import Losses
+from tensorport_hub.core.decode.table import SCHEMES
 from tensorport_hub.core.digest import blob_oid
 from tensorport_hub.core.plan import Plan
 from tensorport_hub.errors import VerificationError
@@ -336,3 +337,8 @@ def test_any_json_is_a_manifest_or_an_error(value, data):
             continue
         assert ours
         assert parsed["schema"] == manifest.SCHEMA
+
+
+def test_the_schema_knows_every_scheme():
+    """The schema names exactly the layouts of the table."""
+    assert set(SCHEMA["$defs"]["scheme"]["enum"]) == set(SCHEMES)
