@@ -119,6 +119,13 @@ class TestSourceFolder:
         (tmp_path / "link").symlink_to("real")
         assert [f.path for f in LocalSource(tmp_path / "link").files] == ["a"]
 
+    def test_name_that_is_no_text(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A file name that is no Unicode text is exit code 4 and is shown printably, not a crash later on."""
+        monkeypatch.setattr(os, "walk", lambda root: [(str(root), [], [os.fsdecode(b"tokenizer_\xff.json")])])
+        with pytest.raises(SourceError, match=r"`tokenizer_\\xff\.json` is no Unicode text") as caught:
+            LocalSource(tmp_path)
+        assert caught.value.exit_code == 4
+
     def test_short_system_reads_are_continued(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Where the system returns fewer bytes than asked, reading goes on behind them."""
         data = bytes(range(256)) * 4
