@@ -39,6 +39,7 @@ class LocalSource:
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for name in sorted(names):
                 path = Path(folder, name)
+                _check_name(path.relative_to(root).as_posix())
                 if path.is_file():
                     stat = path.stat()
                     self._stats[path.relative_to(root).as_posix()] = (stat.st_size, stat.st_mtime_ns)
@@ -72,6 +73,16 @@ class LocalSource:
 
     def close(self) -> None:
         """Nothing is held between reads."""
+
+
+def _check_name(path: str) -> None:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(path).decode("utf-8", "backslashreplace")
+        raise SourceError(
+            f"file name `{shown}` is no Unicode text", hint="rename or remove the file"
+        ) from None
 
 
 class LocalSink:

@@ -119,6 +119,13 @@ class TestSourceFolder:
         (tmp_path / "link").symlink_to("real")
         assert [f.path for f in LocalSource(tmp_path / "link").files] == ["a"]
 
+    def test_name_that_is_no_text(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A file name that is no Unicode text is exit code 4 and is shown printably, not a crash later on."""
+        monkeypatch.setattr(os, "walk", lambda root: [(str(root), [], [os.fsdecode(b"tokenizer_\xff.json")])])
+        with pytest.raises(SourceError, match=r"`tokenizer_\\xff\.json` is no Unicode text") as caught:
+            LocalSource(tmp_path)
+        assert caught.value.exit_code == 4
+
     def test_short_system_reads_are_continued(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Where the system returns fewer bytes than asked, reading goes on behind them."""
         data = bytes(range(256)) * 4
@@ -269,6 +276,30 @@ class TestSinkFolder:
             sink.commit([])
         sink.close()
         assert files_of(tmp_path) == {f"out/{path}": data for path, data in old.items()}
+
+    def test_lost_file_is_not_published(self, tmp_path: Path) -> None:
+        """A mirror that lacks a file which was written is never swapped in, whoever removed it."""
+        for lost in ("a.npy", "config.json"):
+            sink = LocalSink(tmp_path / "out", key="k")
+            receipts = [_write(sink, "a.npy", b"abc"), sink.put("config.json", b"{}")]
+            (tmp_path / ".out.tensorport-k" / lost).unlink()
+            with pytest.raises(DestinationError, match=f"lost `{lost}`"):
+                sink.commit(receipts[:1])
+            sink.close()
+            assert files_of(tmp_path) == {}
+
+    @pytest.mark.parametrize("had", ["nothing", "mirror"])
+    def test_file_that_came_during_the_run_is_kept(self, tmp_path: Path, had: str) -> None:
+        """What somebody put into the target while the run went on is found at the commit, and not lost."""
+        if had == "mirror":
+            write_files(tmp_path / "out", {"manifest.json": MANIFEST, "a.npy": b"old"})
+        sink = LocalSink(tmp_path / "out", key="k")
+        receipt = _write(sink, "a.npy", b"abc")
+        write_files(tmp_path / "out", {"notes.txt": b"mine"})
+        with pytest.raises(DestinationError, match="destination"):
+            sink.commit([receipt])
+        sink.close()
+        assert (tmp_path / "out" / "notes.txt").read_bytes() == b"mine"
 
     @pytest.mark.parametrize("had", ["empty", "mirror", "nothing"])
     def test_linked_target_is_written_where_it_points(self, tmp_path: Path, had: str) -> None:
