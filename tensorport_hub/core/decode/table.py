@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from tensorport_hub.core.decode.bitnet import BitnetOver, BitnetTimes
 from tensorport_hub.core.decode.awq import AwqGemm
 from tensorport_hub.core.decode.awq_gemv import AwqGemv, AwqGemvFast
+from tensorport_hub.core.decode.bitnet import BitnetOver, BitnetTimes
 from tensorport_hub.core.decode.bnb4 import Bnb4, Bnb4Nested
 from tensorport_hub.core.decode.bnb8 import Bnb8
 from tensorport_hub.core.decode.decoder import Decoder, Params
