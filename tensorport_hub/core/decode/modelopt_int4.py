@@ -96,11 +96,12 @@ class ModelOptInt4(Decoder):
             both[:, half] = np.take(table, stored, mode="clip")
         out = both.reshape(-1, columns)[first % 2 : first % 2 + last - first]
         scales = _numbers(self.scale, inputs[1]).reshape(last - first, self.scale.shape[-1])
-        if columns % self.group_size:
-            out *= np.repeat(scales, self.group_size, axis=1)[:, :columns]
-        else:
-            blocks = out.reshape(*scales.shape, self.group_size)
-            np.multiply(blocks, scales[:, :, None], out=blocks)
+        with np.errstate(over="ignore", invalid="ignore"):
+            if columns % self.group_size:
+                out *= np.repeat(scales, self.group_size, axis=1)[:, :columns]
+            else:
+                blocks = out.reshape(*scales.shape, self.group_size)
+                np.multiply(blocks, scales[:, :, None], out=blocks)
         return out.reshape(-1), 0
 
 
@@ -154,7 +155,8 @@ class ModelOptInt4Awq(Decoder):
     def decode(self, inputs: Sequence[Bytes], start: int, stop: int) -> tuple[Dense, int]:
         flat, overflow = self._unscaled.decode(inputs[:2], start, stop)
         out = flat.reshape(-1, self.weight.shape[-1])
-        out *= _numbers(self.pre_quant_scale, inputs[2])
+        with np.errstate(over="ignore", invalid="ignore"):
+            out *= _numbers(self.pre_quant_scale, inputs[2])
         return out.reshape(-1), overflow
 
 

@@ -230,7 +230,8 @@ class PackedInt(Decoder):
         order = self._column_groups(inputs[-1]) if self.order == "g_idx" else None
         if self.zeros != "none":
             self._apply(np.subtract, out, self._zero_points(inputs[2], first, last), order)
-        self._apply(np.multiply, out, scales, order)
+        with np.errstate(over="ignore", invalid="ignore"):
+            self._apply(np.multiply, out, scales, order)
         return out.reshape(-1), 0
 
     def _apply(self, operation: np.ufunc, out: Floats, each: Floats, order: Indices | None) -> None:

@@ -148,7 +148,8 @@ class _Sparse(Decoder):
         each = self._scales(inputs[2], mask.shape[0])
         if each.shape[1] > 1:
             each = np.repeat(each, self.group_size, axis=1)[:, : self.columns]
-        np.multiply(values, each, out=values)
+        with np.errstate(over="ignore", invalid="ignore"):
+            np.multiply(values, each, out=values)
         return values.reshape(-1)
 
     def _scales(self, data: Bytes, rows: int) -> Floats:
