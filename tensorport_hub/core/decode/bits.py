@@ -99,7 +99,7 @@ def unpack(data: Bytes, nbits: int) -> Bytes:
     if nbits == 8:
         return data
     if 8 % nbits == 0:
-        return np.take(_codes_of_byte(nbits), data, mode="clip").view(np.uint8)
+        return _spread(data, nbits)
     lacking = -nbytes % nbits  # eight codes lie in `nbits` bytes
     if lacking:
         data = np.concatenate([data, np.zeros((*lead, lacking), np.uint8)], axis=-1)
@@ -114,13 +114,21 @@ def unpack(data: Bytes, nbits: int) -> Bytes:
     return codes.reshape(*lead, groups.shape[-2] * 8)[..., : 8 * nbytes // nbits]
 
 
-@cache
-def _codes_of_byte(nbits: int) -> npt.NDArray[np.unsignedinteger[Any]]:
-    """Byte -> its codes of 1, 2 or 4 bits, the lowest first, in one word."""
-    per = 8 // nbits
-    shifts = np.arange(per, dtype=np.uint8) * np.uint8(nbits)
-    codes = (np.arange(256, dtype=np.uint8)[:, None] >> shifts) & np.uint8((1 << nbits) - 1)
-    return codes.view(np.dtype(f"u{per}")).reshape(-1)
+_SPREADS: dict[int, tuple[tuple[int, int], ...]] = {
+    4: ((4, 0x0F0F),),
+    2: ((12, 0x000F000F), (6, 0x03030303)),
+    1: ((28, 0x0000000F_0000000F), (14, 0x00030003_00030003), (7, 0x01010101_01010101)),
+}
+"""How far the upper half of each piece moves up, and what stays: pieces halve until each lies in a byte."""
+
+
+def _spread(data: Bytes, nbits: int) -> Bytes:
+    """Codes of 1, 2 or 4 bits: each byte becomes a word whose bytes are its codes, the lowest first."""
+    words = data.astype(f"<u{8 // nbits}", order="C")
+    for shift, mask in _SPREADS[nbits]:
+        words |= words << words.dtype.type(shift)
+        words &= words.dtype.type(mask)
+    return words.view(np.uint8)
 
 
 def as_float32(data: Bytes, dtype: str) -> Floats:

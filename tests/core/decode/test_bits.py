@@ -28,3 +28,10 @@ def test_rows_are_streams_of_their_own(nbits, shape):
     assert codes.dtype == np.uint8
     for row in np.ndindex(*shape[:-1]):
         np.testing.assert_array_equal(codes[row], unpack(data[row], nbits))
+
+
+@pytest.mark.parametrize("nbits", [1, 2, 3, 4, 8])
+def test_bytes_in_any_memory_order(nbits):
+    """A transposed view gives the codes of its copy."""
+    data = np.random.default_rng(0).integers(0, 256, (6, 9), np.uint8).T
+    np.testing.assert_array_equal(unpack(data, nbits), unpack(data.copy(order="C"), nbits))
