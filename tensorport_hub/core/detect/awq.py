@@ -32,7 +32,7 @@ _WIDTHS = {32: 4, 64: 2}
 def claim(tensor: TensorSpec, checkpoint: Checkpoint) -> Claim | None:
     """The module whose primary `tensor` is."""
     found = module(tensor, checkpoint)
-    if found is None:
+    if found is None or found.layouts == ("gptq",):
         return None
     bits = found.number("bits", "w_bit")
     if bits not in (None, 4):
@@ -68,7 +68,7 @@ def _layout(found: Module) -> str:
     if version is not None and version not in layouts:
         raise CheckpointError(
             f"{found.qweight} with {found.scales}: the configuration says AWQ {said}, got the shapes of"
-            f" {' or '.join(layouts) or 'GPTQ'}"
+            f" {' or '.join(layouts)}"
         )
     if len(layouts) == 1:
         return layouts[0]

@@ -53,25 +53,25 @@ class Module:
         weight, zeros, scales = (t.shape for t in (self.qweight, self.qzeros, self.scales))
         if not len(weight) == len(zeros) == len(scales) >= 2 or weight[:-2] != scales[:-2]:
             raise self._unlike()
-        found = []
         kind = self.qweight.dtype.name
+        like = {
+            "gptq": kind in _WORDS and scales[-1] == weight[-1],
+            "gemm": kind == "I32" and scales[-1] == 8 * weight[-1],
+            "gemv": kind == "I32" and scales[-2] == weight[-2],
+            "gemv_fast": kind == "I16" and scales[-1] == 4 * weight[-2],
+        }
         packed = self.qzeros.dtype.name == kind
-        if kind in _WORDS and packed and scales[-1] == weight[-1] and zeros[-2] == scales[-2]:
-            found.append("gptq")
-        if (
-            kind == "I32"
-            and packed
-            and scales[-1] == 8 * weight[-1]
-            and zeros[-2:] == (scales[-2], weight[-1])
-        ):
-            found.append("gemm")
-        if kind == "I32" and packed and scales[-2:] == (weight[-2], 8 * zeros[-1]):
-            found.append("gemv")
-        if kind == "I16" and not packed and scales[-1] == 4 * weight[-2]:
-            found.append("gemv_fast")
-        if not found:
-            raise self._unlike()
-        return tuple(found)
+        right = {
+            "gptq": packed and zeros[-2] == scales[-2],
+            "gemm": packed and zeros[-2:] == (scales[-2], weight[-1]),
+            "gemv": packed and 8 * zeros[-1] == scales[-1],
+            "gemv_fast": zeros == scales,
+        }
+        near = tuple(layout for layout, is_like in like.items() if is_like)
+        found = tuple(layout for layout in near if right[layout])
+        if found or len(near) == 1:
+            return found or near  # what is wrong with the only likely one, its decoder says best
+        raise self._unlike()
 
     def _unlike(self) -> CheckpointError:
         return CheckpointError(

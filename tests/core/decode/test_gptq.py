@@ -190,7 +190,7 @@ def test_nan_scale():
     """A NaN scale is an error that names the tensor."""
     case = Case()
     case.stored[2] = np.full(case.stored[2].size, 0xFF, np.uint8)
-    with pytest.raises(CheckpointError, match="scales `s`.*NaN"):
+    with pytest.raises(CheckpointError, match=r"scales `s`.*NaN"):
         case.decode(0, 64)
 
 
@@ -222,7 +222,7 @@ def test_tensors_that_do_not_belong_together(at, bad, words):
 @pytest.mark.parametrize("bad", [("g", "I64", (64,)), ("g", "I32", (50,)), ("g", "I32", (64, 1))])
 def test_column_groups_that_do_not_belong(bad):
     """`g_idx` is I32 with one entry a column."""
-    with pytest.raises(CheckpointError, match="`g`|`q`"):
+    with pytest.raises(CheckpointError, match=r"`g`|`q`"):
         GptqOrdered(*specs([*GOOD, bad]), bits=4, size=0, zeros="v1", packing="stream")
 
 
