@@ -34,9 +34,7 @@ def test_what_is_allotted_fits(
 ) -> None:
     """Everything that a run may hold stays below the cap, and no more is used in parallel than asked for."""
     try:
-        found = allot(
-            max_memory, workers=workers, files=files, writer_nbytes=writer_nbytes, held=held
-        )
+        found = allot(max_memory, workers=workers, files=files, writer_nbytes=writer_nbytes, held=held)
     except LimitError:
         assert max_memory < BASE + writer_nbytes + TILE + held + 2 * MiB
         return
