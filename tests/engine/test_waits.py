@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tensorport_hub.core.plan import Options
 from tensorport_hub.engine.blocks import BlockPool, StopFlag
 from tensorport_hub.engine.part import PartRun, PartWriter
-from tensorport_hub.errors import DestinationError
+from tensorport_hub.errors import DestinationError, SourceError
 from tensorport_hub.ports import Published, Receipt, Sink, Writer
 from tests.engine.models import (
     Tensor,
@@ -31,7 +31,7 @@ from tests.engine.models import (
     stored,
     write_in_order,
 )
-from tests.fakes import BoundedSink, FlakySink, MemorySink, MemorySource
+from tests.fakes import BoundedSink, FlakySink, FlakySource, MemorySink, MemorySource
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -134,6 +134,44 @@ class TestLittleRoom:
         with pytest.raises(DestinationError, match="a0"):
             run_plan(plan_of(source), source, flaky, allotment(workers=4))
         assert not sink.live
+
+
+class TestStopping:
+    """An error ends what others are doing."""
+
+    def test_replay_ends(self) -> None:
+        """A part that is being written again, slowly, gives up when another one fails for good."""
+        tensors = [plain("a", "F32", (100_000,)), plain("b", "F32", (10,))]
+        source, sink = source_of(*tensors), MemorySink()
+        again = threading.Event()
+        attempts: list[int] = []
+
+        def hook(step: str, path: str) -> None:
+            if path.endswith("b.npy"):
+                again.wait(20)
+                raise DestinationError("refused")
+            if step == "open":
+                attempts.append(0)
+            elif len(attempts) > 1:
+                attempts[-1] += 1
+                again.set()
+                time.sleep(0.005)
+
+        flaky = FlakySink(HookedSink(sink, hook), "finish", path="*/a.npy")
+        with pytest.raises(DestinationError, match="refused"):
+            run_plan(plan_of(source), source, flaky, allotment(block=1000))
+        assert 1 <= attempts[1] < 200
+        assert not sink.live
+
+    def test_files_not_begun_are_not_read(self) -> None:
+        """With one lane, a file behind one that failed is never touched."""
+        source = source_of(*(plain(letter, "F32", (1000,)) for letter in "abcdef"))
+        plan = plan_of(source)
+        source.reads.clear()
+        flaky = FlakySource(source, "drop", path="b.*", at=1000)
+        with pytest.raises(SourceError, match="broke off"):
+            run_plan(plan, flaky, MemorySink(), allotment(block=500, lanes=1))
+        assert {read.path for read in source.reads} == {"a.safetensors", "b.safetensors"}
 
 
 class TestReadAhead:
