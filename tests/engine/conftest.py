@@ -29,5 +29,5 @@ def no_threads_left() -> Iterator[None]:
         left = [t for t in threading.enumerate() if t not in before and t.is_alive()]
         if not left:
             return
-        time.sleep(0.01)
+        time.sleep(0.001)
     raise AssertionError(f"threads are left running: {left}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
 import tracemalloc
@@ -148,9 +149,10 @@ class TestStopping:
 
         def hook(step: str, path: str) -> None:
             if path.endswith("b.npy"):
-                again.wait(20)
-                raise DestinationError("refused")
-            if step == "open":
+                if step == "write":
+                    again.wait(20)
+                    raise DestinationError("refused")
+            elif step == "open":
                 attempts.append(0)
             elif len(attempts) > 1:
                 attempts[-1] += 1
@@ -357,9 +359,13 @@ class TestInterruption:
         assert not sink.live
         sender.join()
 
-    @pytest.mark.parametrize("side", ["source", "sink"])
-    def test_while_one_side_hangs(self, side: str) -> None:
+    @pytest.mark.parametrize(("side", "grace"), [("source", 0.3), ("sink", None)])
+    def test_while_one_side_hangs(
+        self, side: str, grace: float | None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """A read or a write that never returns does not hold it up for more than a few seconds."""
+        if grace is not None:
+            monkeypatch.setattr(sys.modules["tensorport_hub.engine.run"], "_GRACE", grace)
         hung, release = threading.Event(), threading.Event()
 
         class Hanging(MemorySource):
