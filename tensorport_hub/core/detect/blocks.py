@@ -30,6 +30,8 @@ Shape = tuple[int, ...]
 _DEFAULT_BLOCK = (128, 128)
 _MX_GROUP = 32
 _POWERS = ("U8", "F8_E8M0")
+_ONE_A_BYTE = ("int-quantized", "naive-quantized")
+"""Formats of compressed-tensors that give an integer of fewer bits a whole byte (W4A8)."""
 _OF_ACTIVATIONS = re.compile(r"input|output|activation|kv_cache")
 
 
@@ -46,7 +48,8 @@ def read_blocks(weight: TensorSpec, scale: TensorSpec, checkpoint: Checkpoint, *
         kind = "float" if weight.dtype.kind == "float" else "int"
 
         def read(group: Group) -> Blocks | None:
-            if group.bits not in (0, 8) or group.kind not in ("", kind):
+            fewer = kind == "int" and group.bits < 8 and group.format in _ONE_A_BYTE
+            if (group.bits not in (0, 8) and not fewer) or group.kind not in ("", kind):
                 return None
             return _only(set(_by_strategy(group, weight.shape, scale.shape)), weight, scale)
 

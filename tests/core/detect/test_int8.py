@@ -57,6 +57,8 @@ def refusal(stored, config=None) -> str:
         ((6, 64), (6, 4), ct(strategy="group", group_size=16), (1, 16)),
         ((6, 64), (2, 3), ct(strategy="block", block_structure=[4, 24]), (4, 24)),
         ((2, 6, 8), (2, 6, 1), ct(strategy="channel"), (1, 8)),
+        ((6, 8), (6, 1), ct(num_bits=4, strategy="channel"), (1, 8)),
+        ((6, 64), (6, 2), ct(num_bits=4, strategy="group", group_size=32), (1, 32)),
     ],
 )
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
