@@ -3,7 +3,8 @@
 The 4- and 2-bit weights are stored without their shape. Convolutions without groups keep theirs. A matrix
 stored with rows of 128, 96, 64 or 32 codes may have been cut into groups, which quanto does where the rows of
 the weight are longer than 128: the module's bias then says how many rows there are, and without one nothing
-does. Whether codes have 4 or 2 bits follows from the number of scales, or else from `weights` in the
+does. Groups of a module that is named as a convolution are refused, since nothing says what its other axes
+were. Whether codes have 4 or 2 bits follows from the number of scales, or else from `weights` in the
 configuration.
 """
 
@@ -103,6 +104,11 @@ def _shape(tensor: TensorSpec, scale: TensorSpec, stem: str, checkpoint: Checkpo
         shape = rows, stored[0] // rows * stored[1]
         if rows != stored[0] and (stored[1] not in _GROUPS or shape[1] <= _LONGEST_WHOLE):
             raise CheckpointError(f"quanto {tensor}: expected {rows} rows to match {bias}, got {stored[0]}")
+        if rows != stored[0] and "conv" in module.rpartition(".")[2].lower():
+            raise CheckpointError(
+                f"quanto {tensor}: its shape is not stored; `{shorten(module)}` is named as a convolution,"
+                f" whose rows of {shape[1]} may have had more axes"
+            )
         return shape
     if stored[1] in _GROUPS:
         raise CheckpointError(

@@ -84,6 +84,21 @@ def test_a_bias_that_does_not_fit(rows):
         made(stored)
 
 
+@pytest.mark.parametrize("module", ["conv_in", "down.0.Conv2d"])
+def test_groups_of_a_convolution_are_refused(module):
+    """A [6, 32, 3, 3] weight in groups of 96 has lost its last two axes; without groups it keeps them."""
+    stored, _ = pack((6, 288), 4, 96)
+    with pytest.raises(CheckpointError, match="named as a convolution"):
+        made({module + name.removeprefix("m"): array for name, array in stored.items()})
+    stored, want = pack((6, 3, 3, 3), 4)
+    found = made({module + name.removeprefix("m"): array for name, array in stored.items()})
+    weight = decoded(
+        {module + name.removeprefix("m"): a for name, a in stored.items()}, found[f"{module}.weight"]
+    )
+    assert weight.shape == want.shape
+    assert weight.tobytes() == want.tobytes()
+
+
 def test_two_rows_may_have_4_or_2_bits():
     """One packed row is both; the configuration decides."""
     stored, want = pack((2, 40), 2)
