@@ -9,5 +9,5 @@ import pytest
 
 @pytest.fixture(scope="session", autouse=True)
 def _interruptible() -> None:
-    """Some runners start their jobs with SIGINT ignored, which children inherit: interrupts must work here."""
+    """Some runners start their jobs with SIGINT ignored, which children inherit: here it interrupts."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
