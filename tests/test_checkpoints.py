@@ -44,6 +44,7 @@ NEED_CONFIG = frozenset(
         "mlx_affine_4bit_g128_f32",
         "mlx_affine_4bit_g64",
         "mlx_affine_8bit_g64",
+        "mlx_mixed_modes",
         "quark_int4_g32",
     }
 )
