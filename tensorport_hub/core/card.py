@@ -53,7 +53,8 @@ def build(plan: Plan, *, source_card: Mapping[str, Any], losses: Mapping[int, Lo
 
 
 def _front_matter(plan: Plan, source_card: Mapping[str, Any]) -> dict[str, Any]:
-    front: dict[str, Any] = {key: source_card[key] for key in _CARRIED if _is_plain(source_card.get(key))}
+    stated = {**source_card, "language": _languages(source_card.get("language"))}
+    front: dict[str, Any] = {key: stated[key] for key in _CARRIED if _is_plain(stated.get(key))}
     if plan.repo is not None:
         front["base_model"] = plan.repo
     front["base_model_relation"] = "quantized"
@@ -62,6 +63,13 @@ def _front_matter(plan: Plan, source_card: Mapping[str, Any]) -> dict[str, Any]:
     kept = [tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else []
     front["tags"] = list(dict.fromkeys([*_TAGS, *kept]))
     return front
+
+
+def _languages(value: object) -> object:
+    """Norwegian is `no`, which YAML reads as false."""
+    if isinstance(value, list):
+        return ["no" if item is False else item for item in value]
+    return "no" if value is False else value
 
 
 def _is_plain(value: object) -> bool:

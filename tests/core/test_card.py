@@ -349,3 +349,12 @@ def test_aliases_do_not_multiply():
     text = made(example(), found)
     assert len(text) < 5000
     assert "language" not in front(text)
+
+
+@pytest.mark.parametrize(("stated", "kept"), [([False, "en"], ["no", "en"]), (False, "no"), ("nb", "nb")])
+def test_norwegian_is_a_language(stated, kept):
+    """YAML reads `language: no` as false; the card still says `no`."""
+    text = card.build(
+        plan_of({"a.safetensors": [("w", "F32", (2,))]}), source_card={"language": stated}, losses={}
+    )
+    assert card.read_front_matter(text.decode())["language"] == kept
