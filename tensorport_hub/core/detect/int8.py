@@ -1,7 +1,7 @@
 """8-bit integer weights of compressed-tensors: `X.weight` I8, `X.weight_scale`, maybe `X.weight_zero_point`.
 
-The dtype is that of the scales, as compressed-tensors gives it; Quark gives BF16. Powers of two as scales
-belong to 4-bit floats in I8, and gemma's own files to their family: they are none of these.
+The dtype is that of the scales, as compressed-tensors gives it; Quark and ModelOpt give BF16. Powers of two
+as scales belong to 4-bit floats in I8, and gemma's own files to their family: they are none of these.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ SUFFIXES = ((".weight_zero_point", ".weight"),)
 FACTS: tuple[str, ...] = ()
 
 _OTHERS = ("gemma",)
+_BF16 = ("quark", "modelopt")
+"""Their scales are F32 whatever the model's dtype is."""
 
 
 def claim(tensor: TensorSpec, checkpoint: Checkpoint) -> Claim | None:
@@ -26,7 +28,7 @@ def claim(tensor: TensorSpec, checkpoint: Checkpoint) -> Claim | None:
         return None
     module = tensor.name.removesuffix("weight").rstrip("._")
     blocks = read_blocks(tensor, scale, checkpoint, module=module)
-    returns = "BF16" if checkpoint.method == "quark" else scale.dtype.name
+    returns = "BF16" if checkpoint.method in _BF16 else scale.dtype.name
     zero = checkpoint.find(f"{tensor.name}_zero_point")
     if zero is not None:
         return Claim(tensor.name, Int8Zero(tensor, scale, zero, *blocks, returns))

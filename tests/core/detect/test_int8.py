@@ -123,3 +123,11 @@ def test_the_configured_strategy_decides():
 def test_zero_points_are_chosen_with_their_weights():
     """Patterns that name the weight take its companions along."""
     assert logical_name(f"{X}.weight_zero_point") == f"{X}.weight"
+
+
+@pytest.mark.parametrize(("method", "dtype"), [("modelopt", "BF16"), ("quark", "BF16"), ("", "F32")])
+def test_the_dtype_of_producers(method, dtype):
+    """ModelOpt and Quark store F32 scales for models of 16 bits."""
+    stored = [(f"{X}.weight", "I8", (4, 64)), (f"{X}.weight_scale", "F32", (4,))]
+    (made,) = recipes(checkpoint(stored, {"quant_method": method})).made
+    assert made.decoder.dtype.name == dtype
