@@ -2,7 +2,7 @@
 
 The lane that walks the source file feeds pieces in order through `feed`; a worker thread runs `write`. When
 a writer fails for a passing reason, the rest of the feed is let go and the part is written again by reading
-its own ranges: those bytes are not hashed a second time.
+its own ranges. The walk's sha256 covers what was fed; its CRC-32 proves that the second reading is the same.
 
 Parts are opened one by one, in the order in which they were given. A sink may let a writer wait for another
 one's place, and a part that waits holds blocks that its lane needs for the parts behind it: were one of those
@@ -12,6 +12,7 @@ opened first, each would wait for the other.
 from __future__ import annotations
 
 import threading
+import zlib
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
@@ -29,7 +30,7 @@ from tensorport_hub.core.recipe import Recipe
 from tensorport_hub.core.render import render
 from tensorport_hub.core.safetensors import shorten
 from tensorport_hub.engine.blocks import SharedBlock, StopFlag, Stopped
-from tensorport_hub.errors import LimitError, TensorportError
+from tensorport_hub.errors import LimitError, SourceError, TensorportError
 from tensorport_hub.ports import (
     BytesRead,
     BytesWritten,
@@ -65,6 +66,8 @@ class PartRun:
     """It reads all its ranges itself; nothing is fed."""
     at: int = 0
     """Bytes of the primary that were taken so far."""
+    crc: int = 0
+    """CRC-32 of those bytes."""
     _queue: SimpleQueue[Fed | None] = field(default_factory=SimpleQueue)
 
     @property
@@ -116,12 +119,17 @@ class PartRun:
             if entry is None:
                 self.end()  # for `drain`, which looks again
                 raise Stopped
-            start, stop, block, offset = entry
-            self.at = stop
             try:
-                yield start, stop, block.data[offset : offset + stop - start]
+                yield entry[0], entry[1], self._count(entry)
             finally:
-                block.release()
+                entry[2].release()
+
+    def _count(self, entry: Fed) -> Bytes:
+        """The bytes of an entry, entered as taken."""
+        start, stop, block, offset = entry
+        data = block.data[offset : offset + stop - start]
+        self.at, self.crc = stop, zlib.crc32(data.data, self.crc)
+        return data
 
     def drain(self) -> None:
         """Let go of what is still fed."""
@@ -129,7 +137,7 @@ class PartRun:
             entry = self._queue.get()
             if entry is None:
                 return
-            self.at = entry[1]
+            self._count(entry)
             entry[2].release()
 
 
@@ -235,18 +243,28 @@ class PartWriter:
         ]
 
     def _pulled(self, run: PartRun) -> Generator[Items, None, None]:
-        """All items of a part, by reading its own ranges."""
-        run.companions = self._read_companions(run)
+        """All items of a part, by reading its own ranges; companions that it was fed are still there.
+
+        Raises:
+            SourceError: these bytes are not those that were fed; transient.
+        """
+        if run.pulls:
+            run.companions = self._read_companions(run)
         decoder = run.recipe.decoder
         tensor = decoder.inputs[0]
         grain = decoder.spans(0, decoder.grain)[0][1]
         items = max(1, self._block // grain) * decoder.grain
         if decoder.held:
             items = max(1, run.part.items[1] - run.part.items[0])
+        crc = 0
         for start in range(*run.part.items, items):
             stop = min(start + items, run.part.items[1])
             first, last = decoder.spans(start, stop)[0]
-            yield start, stop, self._read(tensor.file, tensor.start + first, tensor.start + last)
+            data = self._read(tensor.file, tensor.start + first, tensor.start + last)
+            crc = zlib.crc32(data.data, crc)
+            yield start, stop, data
+        if not run.pulls and crc != run.crc:
+            raise SourceError(f"two readings of {tensor} differ", transient=True)
 
     def _read(self, file: str, start: int, stop: int) -> Bytes:
         data = read_range(self._source, file, start, stop)
