@@ -5,8 +5,8 @@ so each file has a commit of its own (a few milliseconds); `finish` gives the sh
 `wait_to_finish` must return before a Hub commit names that sha256. A stream buffers about 150 MB. Retries
 are bounded here, since the defaults go on for minutes; what is left over is the engine's to replay.
 
-hf_xet writes no payload to disk, but about 1 MB of metadata a GB under `HF_XET_CACHE`: unless the user set
-that, it is a temporary folder that goes when the session closes.
+hf_xet writes no payload to disk, but about 1 MB of metadata a GB under `HF_XET_CACHE`, and logs: unless the
+user set these variables, they name a temporary folder that goes when the session closes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ _CONFIG = {
     "client.ac_max_upload_concurrency": 2,
     "telemetry.enabled": False,
 }
-_CACHE = "HF_XET_CACHE"
 
 T = TypeVar("T")
 
@@ -46,11 +45,14 @@ class XetSession:
 
     def __init__(self, client: HubClient, repo_id: str, token: dict[str, Any]) -> None:
         self._client, self._repo_id, self._token = client, repo_id, token
-        self._folder: str | None = None
-        if _CACHE not in os.environ:
-            self._folder = tempfile.mkdtemp(prefix="tensorport-xet-")
-            os.environ[_CACHE] = self._folder
-            os.environ.setdefault("HF_XET_LOG_DEST", self._folder + "/")
+        self._folder = tempfile.mkdtemp(prefix="tensorport-xet-")
+        wanted = {
+            "HF_XET_CACHE": self._folder,
+            "HF_XET_LOG_DEST": f"{self._folder}/",
+            "RUST_LOG": "warn",  # otherwise megabytes of it a run
+        }
+        self._set = {key: value for key, value in wanted.items() if key not in os.environ}
+        os.environ.update(self._set)
         import hf_xet
 
         self._session = hf_xet.XetSession(hf_xet.XetConfig().with_config(_CONFIG))
@@ -98,12 +100,10 @@ class XetSession:
     def close(self) -> None:
         """Drop the session, and the metadata that it left on disk."""
         self._session = None
-        if self._folder is not None:
-            if os.environ.get(_CACHE) == self._folder:
-                del os.environ[_CACHE]
-            if os.environ.get("HF_XET_LOG_DEST") == self._folder + "/":
-                del os.environ["HF_XET_LOG_DEST"]
-            shutil.rmtree(self._folder, ignore_errors=True)
+        for key, value in self._set.items():
+            if os.environ.get(key) == value:
+                del os.environ[key]
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 class XetUpload:
