@@ -71,12 +71,6 @@ class LimitError(TensorportError):
     exit_code = 7
 
 
-class Interrupted(TensorportError):
-    """The caller asked to stop."""
-
-    exit_code = 130
-
-
 def gather(
     kind: type[TensorportError], problems: Sequence[str], *, hint: str = "", most: int = 20
 ) -> TensorportError:

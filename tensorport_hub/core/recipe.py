@@ -132,7 +132,10 @@ def recipes(checkpoint: Checkpoint, *, precision: str = "keep", quantized: str =
     consumed = {t.name for claim in claims.values() for t in claim.decoder.inputs}
     if quantized == "keep":
         kept = frozenset(consumed | spent.keys())
-        made = [_plain(t, "keep" if t.name in kept else precision) for t in checkpoint.tensors.values()]
+        made = [
+            _plain(t, "keep" if t.name in kept or _is_packed(t, checkpoint) else precision)
+            for t in checkpoint.tensors.values()
+        ]
         return Recipes(tuple(made), {}, {claim.name: _described(claim) for claim in claims.values()})
     made = []
     left_out = {name: f"belongs to `{owner}`" for name, owner in spent.items() if name not in consumed}
@@ -224,6 +227,15 @@ def refuse_unsupported(tensor: TensorSpec, checkpoint: Checkpoint) -> None:
     small = tensor.dtype.kind == "float" and tensor.dtype.nbits <= 8
     if small and (checkpoint.quantization or checkpoint.has_scales):
         raise CheckpointError(f"{tensor} looks like a scaled weight, but no scale explains it")
+
+
+def _is_packed(tensor: TensorSpec, checkpoint: Checkpoint) -> bool:
+    """Whether an unclaimed tensor belongs to something quantized that no layout here explains."""
+    try:
+        refuse_unsupported(tensor, checkpoint)
+    except CheckpointError:
+        return True
+    return False
 
 
 def _scheme(tensor: TensorSpec, last: str) -> str | None:

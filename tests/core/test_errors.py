@@ -8,7 +8,6 @@ from tensorport_hub import TensorportError as exported
 from tensorport_hub.errors import (
     CheckpointError,
     DestinationError,
-    Interrupted,
     LimitError,
     SourceError,
     TensorportError,
@@ -24,7 +23,6 @@ CODES = {
     DestinationError: 5,
     VerificationError: 6,
     LimitError: 7,
-    Interrupted: 130,
 }
 
 

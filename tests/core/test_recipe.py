@@ -539,3 +539,13 @@ def test_a_packed_float_can_not_be_rounded():
 def test_logical_names(stored, logical):
     """A pair's members belong to the name without their suffix."""
     assert logical_name(stored) == logical
+
+
+def test_keep_rounds_nothing_of_an_unknown_scheme():
+    """Under `quantized="keep"` a precision rounds plain weights, and no part of a scheme without a layout."""
+    stored = [
+        *group(("codes", "I16", (8, 8, 1)), ("codebooks", "F16", (1, 256, 1, 8))),
+        ("norm.weight", "F16", (8,)),
+    ]
+    out = {recipe.name: recipe.dtype.name for recipe in made(stored, quantized="keep", precision="float32")}
+    assert out == {f"{X}.codes": "I16", f"{X}.codebooks": "F16", "norm.weight": "F32"}

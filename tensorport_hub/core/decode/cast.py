@@ -121,15 +121,6 @@ def _settle(exact: Dense, out: Dense, target: DType, saturate: bool) -> Losses:
     return Losses(overflow, underflow)
 
 
-def _underflow(exact: Dense, magnitude: Dense) -> int:
-    """How many non-zero values became 0."""
-    if not magnitude.size or magnitude.min() > 0:
-        return 0
-    if exact.dtype == np.float32:
-        exact = exact.view(np.uint32) & np.uint32(0x7FFFFFFF)  # numpy counts integers faster than floats
-    return int(np.count_nonzero(exact) - np.count_nonzero(magnitude))
-
-
 def _clip(bits: Dense, where: npt.NDArray[np.bool_], form: _Bits) -> None:
     bits[where] -= form.word(1)  # the code below infinity is the largest finite value, of the same sign
 
