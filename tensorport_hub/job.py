@@ -12,10 +12,11 @@ from typing import Any
 
 from tensorport_hub.core import card, manifest, model_config
 from tensorport_hub.core.location import FolderLocation, HubLocation, Location, parse_destination
-from tensorport_hub.core.plan import Options, Plan
+from tensorport_hub.core.plan import Options
 from tensorport_hub.core.schedule import Schedule
 from tensorport_hub.core.selection import QUANTIZATION_CONFIGS
 from tensorport_hub.core.size import parse_size
+from tensorport_hub.core.tiles import demand
 from tensorport_hub.edge.hub_client import RepoState
 from tensorport_hub.edge.hub_sink import check_destination, open_hub_sink
 from tensorport_hub.edge.hub_source import HubSource
@@ -159,12 +160,12 @@ class Job(Reading):
             workers=min(self.limits.workers, _XET_STREAMS) if streams else self.limits.workers,
             files=len(self.plan.files),
             writer_nbytes=STREAM_NBYTES if streams else 2 << 20,
-            held=_largest_held(self.plan),
+            demand=demand(self.plan),
         )
 
     def preview(self, private: bool | None) -> PlanResult:
         plan, allotment = self.plan, self.allotment(None)
-        again = self._again(allotment)
+        schedule = self._schedule(allotment)
         exists = self._there is not None
         largest = max((part.size for part in plan.parts), default=0)
         lfs = isinstance(self.destination, HubLocation) and self.limits.transfer == "lfs"
@@ -175,8 +176,8 @@ class Job(Reading):
             exists,
             private,
             len(plan.files),
-            self.bytes_in(),
-            again,
+            schedule.bytes_read(),
+            schedule.bytes_again(),
             len(plan.recipes),
             plan.parameters,
             len(plan.parts),
@@ -187,14 +188,12 @@ class Job(Reading):
             tuple(self.meter.warnings),
         )
 
-    def _again(self, allotment: Allotment) -> int:
-        return Schedule(self.plan, block=allotment.block, keep=allotment.keep).bytes_again()
+    def _schedule(self, allotment: Allotment) -> Schedule:
+        return Schedule(self.plan, block=allotment.block, keep=allotment.keep, room=allotment.room)
 
     def bytes_in(self) -> int:
         """Source bytes that a run reads."""
-        allotment = self.allotment(None)
-        schedule = Schedule(self.plan, block=allotment.block, keep=allotment.keep)
-        return sum(schedule.walk(file).bytes_read for file in self.plan.files)
+        return self._schedule(self.allotment(None)).bytes_read()
 
     def open_sink(self, private: bool | None, message: str | None) -> Sink:
         """The sink; a missing repository is created here."""
@@ -283,14 +282,3 @@ def _refuse_same(source: Location, destination: Location | None) -> None:
         same = here == there or here in there.parents or there in here.parents
     if same:
         raise UseError("destination and source are the same", hint="choose another name for the mirror")
-
-
-def _largest_held(plan: Plan) -> int:
-    """The most stored bytes that one part needs at once, besides the blocks that it is fed."""
-    largest = 0
-    for part in plan.parts:
-        decoder = plan.recipes[part.recipe].decoder
-        spans = decoder.spans(*part.items)
-        needed = spans if decoder.held else spans[1:]
-        largest = max(largest, sum(stop - start for start, stop in needed))
-    return largest

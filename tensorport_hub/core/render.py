@@ -12,6 +12,7 @@ import numpy as np
 from tensorport_hub.core.decode.cast import Losses, canonical_nans, cast, clip_infinities
 from tensorport_hub.core.decode.decoder import Bytes
 from tensorport_hub.core.recipe import Recipe
+from tensorport_hub.core.strips import Strip, cut
 
 TILE = 1 << 18
 """Items decoded at a time: 512 KiB of bfloat16."""
@@ -21,7 +22,7 @@ def render(
     recipe: Recipe,
     start: int,
     stop: int,
-    inputs: Sequence[tuple[Bytes, int]],
+    inputs: Sequence[tuple[Bytes, Strip]],
     *,
     saturate: bool,
     losses: Losses,
@@ -29,22 +30,21 @@ def render(
     """Yield the file's bytes for items `start:stop`, in order; each view is valid until the next.
 
     Args:
-        inputs: for each input of the decoder, bytes that hold its span, and the offset of their first byte
-            from that tensor's first byte.
+        inputs: for each input of the decoder, bytes that hold what it needs, and which these are, from that
+            tensor's first byte.
         saturate: overflows become the largest finite value instead of an infinity.
         losses: receives what rounding cost.
     """
     decoder = recipe.decoder
     if not recipe.casts and decoder.scheme == "plain":
-        (data, offset) = inputs[0]
-        first, last = decoder.spans(start, stop)[0]
-        yield data[first - offset : last - offset].data
+        (data, held) = inputs[0]
+        yield cut(held, data, decoder.needs(start, stop)[0]).data
         return
     tile = max(TILE // decoder.grain, 1) * decoder.grain
     for first in range(start, stop, tile):
         last = min(first + tile, stop)
-        spans = decoder.spans(first, last)
-        stored = [data[a - at : b - at] for (data, at), (a, b) in zip(inputs, spans, strict=True)]
+        needs = decoder.needs(first, last)
+        stored = [cut(held, data, need) for (data, held), need in zip(inputs, needs, strict=True)]
         values, overflow = decoder.decode(stored, first, last)
         losses.overflow += overflow
         if recipe.casts:

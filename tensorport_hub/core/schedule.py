@@ -1,112 +1,35 @@
-"""In what order a source file's bytes are read.
+"""What is read when: the walks of all files, and what parts read themselves.
 
-Each file is walked once from its first byte to its last, so that its sha256 can be taken as the bytes pass;
-a *block* is what is fetched at a time. Blocks are cut where a decoder can stop: at a multiple of its grain.
-A part's *companions* (scales) are needed with its first block, wherever they lie:
-
-- `ahead` in the same file: read early and kept until the walk reaches them;
-- `inside` that very block: nothing to read;
-- `behind`: kept when the walk passed them;
-- `apart`: in another file, or more than may be kept: read by range, and again by that file's walk.
+Each file is walked once from its first byte to its last, so that its sha256 can be taken as the bytes pass
+(see `walk`). What a walk feeds is a whole part, or a tile of a held one (see `tiles`). The other tiles, and
+parts that can't tell beforehand which of the primary's bytes are theirs, are *pulled*: read by who decodes.
 
 All of it is decided before the first byte, so a plan can say how many bytes will be read twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
-from heapq import heappop, heappush
-from typing import Literal
+from itertools import groupby
 
 from tensorport_hub.core.plan import Part, Plan, WeightFile
 from tensorport_hub.core.ranges import Range, coalesce
-
-_GAP = 64 * 1024
-"""Bytes that are rather read than asked around, where a file is not read whole."""
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A block's bytes from `offset` on are bytes `start:stop` of what a part needs of its primary."""
-
-    part: Part
-    start: int
-    stop: int
-    offset: int
+from tensorport_hub.core.strips import Strip
+from tensorport_hub.core.tiles import Tile, cut_tiles, fresh, group
+from tensorport_hub.core.walk import Use, Walk, Walker
 
 
-@dataclass(frozen=True)
-class Companion:
-    """The bytes `start:stop` of `file` that a part needs beside its primary, and how they come."""
+@dataclass
+class _Uses:
+    """What is made from the primaries of one file."""
 
-    part: Part
-    file: str
-    start: int
-    stop: int
-    how: Literal["ahead", "inside", "behind", "apart"]
-
-
-@dataclass(frozen=True)
-class Block:
-    """Bytes `start:stop` of the file.
-
-    Attributes:
-        pieces: what they are for, in file order; a part's first piece starts at its first item.
-        companions: what must be there before the pieces are decoded.
-        retain: ranges of this block that later blocks' companions need.
-    """
-
-    start: int
-    stop: int
-    pieces: tuple[Piece, ...]
-    companions: tuple[Companion, ...]
-    retain: tuple[Range, ...]
-
-
-@dataclass(frozen=True)
-class Walk:
-    """One source file: whether it is read whole, and its blocks in order.
-
-    Attributes:
-        empty: parts without any bytes to read.
-        apart: parts that read all their ranges themselves: held ones whose bytes another part is fed.
-        bytes_again: bytes that are read a second time, here or in another file.
-        kept: bytes of companions that may be held at once.
-        bytes_apart: what the parts of `apart` read.
-    """
-
-    file: WeightFile
-    whole: bool
-    blocks: tuple[Block, ...]
-    empty: tuple[Part, ...]
-    apart: tuple[Part, ...]
-    bytes_again: int
-    kept: int
-    bytes_apart: int
-
-    @property
-    def bytes_read(self) -> int:
-        """All bytes that the walk asks the source for."""
-        apart = sum(c.stop - c.start for b in self.blocks for c in b.companions if c.how == "apart")
-        return sum(b.stop - b.start for b in self.blocks) + apart + self.bytes_apart
-
-
-@dataclass(frozen=True)
-class _Use:
-    """A part's primary range in the file, and the ranges of its companions."""
-
-    part: Part
-    start: int
-    stop: int
-    grain: int
-    companions: tuple[tuple[str, int, int], ...]
-    apart: bool
-
-    @property
-    def nbytes(self) -> int:
-        return self.stop - self.start + sum(stop - start for _, start, stop in self.companions)
+    fed: list[Use] = field(default_factory=list)
+    empty: list[Part] = field(default_factory=list)
+    apart: list[Part] = field(default_factory=list)
+    together: list[tuple[Part, ...]] = field(default_factory=list)
+    pulled: list[tuple[str, Strip]] = field(default_factory=list)
 
 
 class Schedule:
@@ -114,19 +37,69 @@ class Schedule:
 
     Args:
         plan: what is to be made.
-        block: bytes to fetch at a time, but never less than one grain.
+        block: bytes to fetch at a time, but never less than one unit.
         keep: bytes of companions that each walk may keep.
+        room: bytes that held parts may hold.
     """
 
-    def __init__(self, plan: Plan, *, block: int, keep: int) -> None:
-        self._plan, self._block, self._keep = plan, block, keep
+    def __init__(self, plan: Plan, *, block: int, keep: int, room: int) -> None:
+        self._plan, self._block, self._keep, self._room = plan, block, keep, room
 
     @cached_property
-    def _uses(self) -> dict[str, list[_Use]]:
-        uses: dict[str, list[_Use]] = {file.path: [] for file in self._plan.files}
-        for part in self._plan.parts:
-            uses[self._plan.recipes[part.recipe].decoder.inputs[0].file].append(_use(self._plan, part))
-        return uses
+    def _laid(self) -> tuple[dict[str, _Uses], dict[int, tuple[Tile, ...]]]:
+        """The uses of each file, and the tiles of held parts by their index."""
+        uses = {file.path: _Uses() for file in self._plan.files}
+        tiles: dict[int, tuple[Tile, ...]] = {}
+        for number, found in groupby(self._plan.parts, key=lambda part: part.recipe):
+            recipe, parts = self._plan.recipes[number], [*found]
+            here = uses[recipe.decoder.inputs[0].file]
+            here.empty += [part for part in parts if part.items[0] == part.items[1]]
+            parts = [part for part in parts if part.items[0] < part.items[1]]
+            if recipe.decoder.held:
+                tiles |= self._use_held(parts, here)
+            elif recipe.decoder.indexed and (len(parts) > 1 or not recipe.decoder.inputs[0].nbytes):
+                self._use_indexed(parts, here)
+            else:
+                here.fed += [self._use(part) for part in parts]
+        return uses, tiles
+
+    def _needs(self, part: Part, needs: Sequence[Strip]) -> list[tuple[int, str, Strip]]:
+        """The inputs of a decoder by their numbers, with their place in their files."""
+        inputs = self._plan.recipes[part.recipe].decoder.inputs
+        return [(i, t.file, n.moved(t.start)) for i, (t, n) in enumerate(zip(inputs, needs, strict=True))]
+
+    def _use(self, part: Part) -> Use:
+        decoder = self._plan.recipes[part.recipe].decoder
+        (_, _, primary), *companions = self._needs(part, decoder.needs(*part.items))
+        return Use(part, 0, primary.start, primary.stop, decoder.unit, tuple(companions), held=False)
+
+    def _use_held(self, parts: Sequence[Part], here: _Uses) -> dict[int, tuple[Tile, ...]]:
+        tiles = {}
+        for part in parts:
+            decoder = self._plan.recipes[part.recipe].decoder
+            tiles[part.index] = cut_tiles(decoder, part.items, self._room)
+        together = group(parts, tiles, self._room)
+        here.together += map(tuple, together)
+        here.apart += [part for part in parts if not any(tile.fed for tile in tiles[part.index])]
+        for part in parts:
+            for number, (tile, inputs) in enumerate(fresh(tiles[part.index])):
+                needs = [need for need in self._needs(part, tile.needs) if need[0] in inputs]
+                if tile.fed:
+                    (_, _, primary), *companions = needs
+                    here.fed.append(Use(part, number, *primary.region, 1, tuple(companions), held=True))
+                else:
+                    here.pulled += [(file, strip) for _, file, strip in needs]
+        return tiles
+
+    def _use_indexed(self, parts: Sequence[Part], here: _Uses) -> None:
+        """Parts whose bytes of the primary follow one another, nobody knows yet where they meet."""
+        here.apart += parts
+        for part in parts:
+            decoder = self._plan.recipes[part.recipe].decoder
+            (_, file, primary), *companions = self._needs(part, decoder.needs(*part.items))
+            here.pulled += [(file, strip) for _, file, strip in companions]
+            if part is parts[0]:
+                here.pulled.append((file, primary))
 
     @cached_property
     def _whole(self) -> frozenset[str]:
@@ -136,146 +109,42 @@ class Schedule:
         partial = self._plan.partial if verify == "auto" else ()
         return frozenset(file.path for file in self._plan.files if file.path not in partial)
 
+    def tiles(self, part: Part) -> tuple[Tile, ...]:
+        """Those of a held part."""
+        return self._laid[1].get(part.index, ())
+
     def walk(self, file: WeightFile) -> Walk:
         """How `file` is read. Under `auto` it is read whole where every tensor of it is wanted."""
-        uses = sorted(self._uses[file.path], key=lambda use: (use.start, use.part.index))
-        empty = tuple(use.part for use in uses if use.start == use.stop)
-        filled = [use for use in uses if use.start < use.stop]
-        fed = [use for use in filled if not use.apart]
-        walker = _Walker(file.path, fed, self._whole, self._keep)
-        return walker.walk(file, empty, [use for use in filled if use.apart], self._block)
-
-    def bytes_again(self) -> int:
-        """Bytes of the whole plan that order forces to be read twice."""
-        return sum(self.walk(file).bytes_again for file in self._plan.files)
-
-
-def _use(plan: Plan, part: Part) -> _Use:
-    decoder = plan.recipes[part.recipe].decoder
-    ranges = [
-        (tensor.file, tensor.start + start, tensor.start + stop)
-        for tensor, (start, stop) in zip(decoder.inputs, decoder.spans(*part.items), strict=True)
-    ]
-    first, last = decoder.spans(0, decoder.grain)[0]
-    grain = 1 if decoder.held else last - first
-    apart = decoder.held and part.rows[0] > 0
-    return _Use(part, ranges[0][1], ranges[0][2], grain, tuple(ranges[1:]), apart)
-
-
-class _Walker:
-    """Cuts one file into blocks and decides for each companion how it comes."""
-
-    def __init__(self, path: str, uses: Sequence[_Use], whole: frozenset[str], keep: int) -> None:
-        self.path, self.uses, self.whole, self.keep = path, uses, whole, keep
-        self.again = 0
-        self.ahead: list[tuple[int, int]] = []  # (stop, start) of what is read early: a heap
-        self.ahead_nbytes = self.most_ahead = 0
-        self.retained = self._choose_retained() if path in whole else set()
-
-    def _choose_retained(self) -> set[Range]:
-        """Companions that lie before their part, as many as half of what may be kept."""
-        chosen: set[Range] = set()
-        room = self.keep // 2
-        for use in self.uses:
-            for file, start, stop in use.companions:
-                if file == self.path and stop <= use.start and stop - start <= room:
-                    chosen.add((start, stop))
-                    room -= stop - start
-        return chosen
-
-    def walk(self, file: WeightFile, empty: tuple[Part, ...], apart: Sequence[_Use], size: int) -> Walk:
-        whole = self.path in self.whole
-        spans = [(use.start, use.stop) for use in self.uses]
-        ranges = [(0, file.size)] if whole else coalesce(spans, gap=_GAP)
-        retained = sorted(self.retained)
-        blocks = []
-        at = behind = 0
-        for start, stop in _cuts(ranges, self.uses, size):
-            while at < len(self.uses) and self.uses[at].stop <= start:
-                at += 1
-            while behind < len(retained) and retained[behind][1] <= start:
-                behind += 1
-            pieces: list[Piece] = []
-            companions: list[Companion] = []
-            for use in _overlapping(self.uses, at, start, stop):
-                first, last = max(start, use.start), min(stop, use.stop)
-                pieces.append(_piece(use, first, last, start))
-                if first == use.start:
-                    companions += self._companions(use, start, stop)
-            retain = tuple(self._retain(retained, behind, start, stop))
-            blocks.append(Block(start, stop, tuple(pieces), tuple(companions), retain))
-            while self.ahead and self.ahead[0][0] <= stop:
-                last, first = heappop(self.ahead)
-                self.ahead_nbytes -= last - first
-        kept = self.most_ahead + sum(b - a for a, b in self.retained)
-        pulled = sum(use.nbytes for use in apart)
+        uses = self._laid[0][file.path]
+        fed = sorted(uses.fed, key=lambda use: (use.start, use.part.index, use.tile))
+        walker = Walker(file.path, fed, self._whole, self._keep)
+        blocks, kept = walker.walk(file, self._block)
         return Walk(
             file,
-            whole,
+            file.path in self._whole,
             tuple(blocks),
-            empty,
-            tuple(use.part for use in apart),
-            self.again + pulled,
+            tuple(uses.empty),
+            tuple(uses.apart),
+            tuple(uses.together),
             kept,
-            pulled,
+            (*uses.pulled, *walker.pulled),
         )
 
-    def _companions(self, use: _Use, start: int, stop: int) -> Iterator[Companion]:
-        for file, first, last in use.companions:
-            how: Literal["ahead", "inside", "behind", "apart"] = "apart"
-            if file == self.path and start <= first and last <= stop:
-                how = "inside"
-                self.retained.discard((first, last))
-            elif file == self.path and (first, last) in self.retained:
-                how = "behind"
-            elif file == self.path and file in self.whole and first >= stop and self._fits(last - first):
-                how = "ahead"
-                heappush(self.ahead, (last, first))
-                self.ahead_nbytes += last - first
-                self.most_ahead = max(self.most_ahead, self.ahead_nbytes)
-            elif file in self.whole:
-                self.again += last - first
-            yield Companion(use.part, file, first, last, how)
+    def bytes_read(self) -> int:
+        """Bytes that making the whole plan asks the source for."""
+        return sum(self.walk(file).bytes_read for file in self._plan.files)
 
-    def _fits(self, nbytes: int) -> bool:
-        return self.ahead_nbytes + nbytes <= self.keep - self.keep // 2
-
-    def _retain(self, retained: Sequence[Range], behind: int, start: int, stop: int) -> Iterator[Range]:
-        """Of the block `start:stop`, what later blocks need; `retained` is sorted, no two overlap."""
-        for i in range(behind, len(retained)):
-            first, last = retained[i]
-            if first >= stop:
-                return
-            if (first, last) in self.retained:
-                yield max(first, start), min(last, stop)
-
-
-def _overlapping(uses: Sequence[_Use], at: int, start: int, stop: int) -> Iterator[_Use]:
-    for i in range(at, len(uses)):
-        if uses[i].start >= stop:
-            return
-        if uses[i].stop > start:
-            yield uses[i]
-
-
-def _piece(use: _Use, first: int, last: int, block_start: int) -> Piece:
-    return Piece(use.part, first - use.start, last - use.start, first - block_start)
-
-
-def _cuts(ranges: Sequence[Range], uses: Sequence[_Use], block: int) -> Iterator[Range]:
-    """Cut `ranges` into blocks; a cut inside a primary falls on a multiple of its grain."""
-    at = 0
-    for first, last in ranges:
-        start = first
-        while start < last:
-            stop = min(start + block, last)
-            while at < len(uses) and uses[at].stop <= stop:
-                at += 1
-            if at < len(uses) and uses[at].start < stop:
-                use = uses[at]
-                begin = max(start, use.start)
-                whole_grains = (stop - use.start) // use.grain * use.grain + use.start
-                stop = whole_grains if whole_grains > begin else begin if begin > start else start + use.grain
-                stop = min(stop, last)
-            yield start, stop
-            start = stop
+    def bytes_again(self) -> int:
+        """The part of them that was asked for before."""
+        once = sum(file.size for file in self._plan.files if file.path in self._whole)
+        ranges: dict[str, list[Range]] = {f.path: [] for f in self._plan.files if f.path not in self._whole}
+        read = 0
+        for walk in map(self.walk, self._plan.files):
+            read += walk.bytes_read
+            if not walk.whole:
+                ranges[walk.file.path] += [(block.start, block.stop) for block in walk.blocks]
+            for file, strip in walk.beside:
+                if file in ranges:
+                    ranges[file] += strip.reads(max(strip.asked, 1))
+        once += sum(stop - start for found in ranges.values() for start, stop in coalesce(found))
+        return read - once

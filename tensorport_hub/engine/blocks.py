@@ -91,3 +91,36 @@ class BlockPool:
         with self._changed:
             self._free.append(buffer)
             self._changed.notify()
+
+
+class Room:
+    """Bytes that held parts may hold; they take their share before they are fed or read, in order."""
+
+    def __init__(self, nbytes: int, stop: StopFlag) -> None:
+        self._free, self._stop = nbytes, stop
+        self._waiting: deque[object] = deque()
+        self._changed = threading.Condition()
+
+    def take(self, nbytes: int) -> None:
+        """Wait for so many bytes; who came first gets them first.
+
+        Raises:
+            Stopped: the run stopped meanwhile.
+        """
+        if not nbytes:
+            return
+        ticket = object()
+        with self._changed:
+            self._waiting.append(ticket)
+            while self._waiting[0] is not ticket or self._free < nbytes:
+                if self._stop:
+                    raise Stopped
+                self._changed.wait(0.2)
+            self._waiting.popleft()
+            self._free -= nbytes
+            self._changed.notify_all()
+
+    def give(self, nbytes: int) -> None:
+        with self._changed:
+            self._free += nbytes
+            self._changed.notify_all()

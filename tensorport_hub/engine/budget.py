@@ -1,24 +1,34 @@
 """How a memory cap becomes threads and buffers.
 
 What a run holds: the interpreter and its libraries; per walked file, blocks being fetched or decoded and
-kept companions; per part in flight, one tile of scratch, its companions, and what the sink's writer buffers
-(an Xet stream: about 150 MB). The figures are measured peaks, rounded up.
+kept companions; per part in flight, a little scratch, a block that it reads itself, its companions, and what
+the sink's writer buffers (an Xet stream: about 150 MB); and for all parts of held layouts, a room in which
+their tiles take turns. The figures are measured peaks, rounded up.
+
+The room comes first: what a tile lacks is paid for by reading stored bytes again, what parallel work lacks by
+time alone. More than the largest tile is shared out after that.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tensorport_hub.core.safetensors import shorten
+from tensorport_hub.core.tiles import Demand
 from tensorport_hub.errors import LimitError
 
 MiB = 1024 * 1024
 BASE = 110 * MiB
 """Interpreter, numpy, ml_dtypes, huggingface_hub, hf_xet and a plan of a few thousand tensors."""
 
-_TILE_SCRATCH = 8 * MiB
+_SCRATCH = 8 * MiB
 _LARGEST_BLOCK = 8 * MiB
 _SMALLEST_BLOCK = 256 * 1024
+_LARGEST_KEEP = 256 * MiB
 _DEPTH = 2
+_BUFFERS = _DEPTH + 2
+_BLOCKS = 2 * _BUFFERS
+"""Blocks that a lane is reckoned with: its buffers, and as many for what it keeps and parts read."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +42,7 @@ class Allotment:
         depth: fetches in flight in each lane.
         keep: bytes of companions that each lane may keep.
         buffers: blocks that each lane owns.
+        room: bytes that held parts may hold, all together.
     """
 
     lanes: int
@@ -40,9 +51,10 @@ class Allotment:
     depth: int
     keep: int
     buffers: int
+    room: int
 
 
-def allot(max_memory: int, *, workers: int, files: int, writer_nbytes: int, held: int) -> Allotment:
+def allot(max_memory: int, *, workers: int, files: int, writer_nbytes: int, demand: Demand) -> Allotment:
     """The most parallel way to stay below `max_memory`.
 
     Args:
@@ -50,22 +62,36 @@ def allot(max_memory: int, *, workers: int, files: int, writer_nbytes: int, held
         workers: parts in flight that the user wants at most.
         files: source files to walk.
         writer_nbytes: what one open writer of the sink buffers.
-        held: the most stored bytes that one part needs at once.
+        demand: what the plan's parts hold.
 
     Raises:
-        LimitError: not even one part at a time fits.
+        LimitError: not even one part at a time fits, a held one in the smallest tiles.
     """
+    each = writer_nbytes + _SCRATCH + demand.beside
     for parallel in range(max(workers, 1), 0, -1):
         lanes = max(1, min(parallel, files))
-        fixed = BASE + parallel * (writer_nbytes + _TILE_SCRATCH + held)
-        room = (max_memory - fixed) // lanes
-        block = min(_LARGEST_BLOCK, room // (2 * _DEPTH + 4) // _SMALLEST_BLOCK * _SMALLEST_BLOCK)
+        free = max_memory - BASE - parallel * each - demand.most
+        block = _block(free // max(lanes * _BLOCKS, lanes * _BUFFERS + parallel))
         if block >= _SMALLEST_BLOCK and (block >= 4 * _SMALLEST_BLOCK or parallel == 1):
-            buffers = _DEPTH + 2
-            keep = max(0, min(256 * MiB, room - buffers * block))
-            return Allotment(lanes, parallel, block, _DEPTH, keep, buffers)
-    least = BASE + writer_nbytes + _TILE_SCRATCH + held + (2 * _DEPTH + 4) * _SMALLEST_BLOCK
+            free -= (lanes * _BUFFERS + parallel) * block
+            more = min(free // 2, (parallel - 1) * demand.most)
+            keep = min(_LARGEST_KEEP, (free - more) // lanes)
+            return Allotment(lanes, parallel, block, _DEPTH, keep, _BUFFERS, demand.most + more)
+    free = max_memory - BASE - each
+    block = max(_block(free // (4 * _BLOCKS)), _SMALLEST_BLOCK)
+    if free - _BLOCKS * block < demand.least:
+        block = _SMALLEST_BLOCK
+    room = free - _BLOCKS * block
+    if demand.least and room >= demand.least:
+        return Allotment(1, 1, block, _DEPTH, (_BUFFERS - 1) * block, _BUFFERS, room)
+    least = BASE + each + demand.least + _BLOCKS * _SMALLEST_BLOCK
+    whose = f" for `{shorten(demand.tensor)}`" if max_memory >= least - demand.least else ""
     raise LimitError(
-        f"the memory cap is too small: expected at least {-(-least // 1_000_000)}MB, got {max_memory} bytes",
+        f"the memory cap is too small{whose}: expected at least {-(-least // 1_000_000)}MB,"
+        f" got {max_memory} bytes",
         hint="raise `--max-memory`",
     )
+
+
+def _block(nbytes: int) -> int:
+    return min(_LARGEST_BLOCK, nbytes // _SMALLEST_BLOCK * _SMALLEST_BLOCK)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -19,12 +19,17 @@ import numpy as np
 from tensorport_hub.core.decode.decoder import Bytes
 from tensorport_hub.core.plan import Part
 from tensorport_hub.core.ranges import Range, holes
-from tensorport_hub.core.schedule import Block, Companion, Walk
+from tensorport_hub.core.strips import contiguous, cut, gather
+from tensorport_hub.core.walk import Block, Companion, Piece, Walk
 from tensorport_hub.engine.blocks import BlockPool, SharedBlock, StopFlag, Stopped
 from tensorport_hub.engine.budget import Allotment
-from tensorport_hub.engine.part import PartRun, read_range
+from tensorport_hub.engine.feed import PartRun
+from tensorport_hub.engine.reader import Reader
 from tensorport_hub.errors import VerificationError
 from tensorport_hub.ports import BytesRead, FileVerified, Report, Source
+
+Make = Callable[[Sequence[Part], bool], list[PartRun]]
+"""Makes parts that are fed together, or by nobody, once there is room for them."""
 
 Start = Callable[[PartRun], None]
 """Gives a part to a worker."""
@@ -45,15 +50,17 @@ class Lane:
         self,
         walk: Walk,
         source: Source,
-        make: Callable[[Part], PartRun],
+        reader: Reader,
+        make: Make,
         start: Start,
         allotment: Allotment,
         stop: StopFlag,
         report: Report,
     ) -> None:
-        self._walk, self._source, self._make, self._start = walk, source, make, start
+        self._walk, self._source, self._reader, self._make, self._start = walk, source, reader, make, start
         self._allotment, self._stop, self._report = allotment, stop, report
         self._pool = BlockPool(allotment.buffers, allotment.block, stop)
+        self._together = {part.index: parts for parts in walk.together for part in parts}
         self._runs: dict[int, PartRun] = {}
         self._ahead: dict[Range, Future[Bytes]] = {}
         self._retained: dict[Range, Bytes] = {}
@@ -68,8 +75,8 @@ class Lane:
             VerificationError: the whole file's digest is not what the source states.
             Stopped: the run stopped.
         """
-        for part in self._walk.empty:
-            self._start(self._make(part))
+        for run in self._make(self._walk.empty, False):
+            self._start(run)
         try:
             with ThreadPoolExecutor(self._allotment.depth, thread_name_prefix="fetch") as fetcher:
                 self._walk_blocks(fetcher)
@@ -77,21 +84,16 @@ class Lane:
             for run in self._runs.values():
                 run.end()
         for part in self._walk.apart:
-            run = self._make(part)
-            run.pulls = True
-            self._start(run)
+            for run in self._make((part,), True):
+                self._start(run)
         return self._verify()
 
     def _walk_blocks(self, fetcher: ThreadPoolExecutor) -> None:
-        under_way: deque[tuple[Block, SharedBlock, Future[None], list[tuple[Companion, Future[Bytes]]]]] = (
-            deque()
-        )
+        under_way: deque[tuple[Block, SharedBlock, Future[None], dict[Companion, Future[Bytes]]]] = deque()
         try:
             for block in self._walk.blocks:
                 shared = self._pool.take(block.stop - block.start)
-                companions = [
-                    (c, self._request(fetcher, c)) for c in block.companions if c.how in ("ahead", "apart")
-                ]
+                companions = self._request(block, fetcher)
                 under_way.append((block, shared, fetcher.submit(self._fetch, block, shared.data), companions))
                 if len(under_way) > self._allotment.depth:
                     self._consume(*under_way.popleft())
@@ -100,21 +102,18 @@ class Lane:
         finally:
             for _, _, fetch, extra in under_way:
                 fetch.cancel()
-                for _, future in extra:
+                for future in extra.values():
                     future.cancel()
 
-    def _request(self, fetcher: ThreadPoolExecutor, companion: Companion) -> Future[Bytes]:
-        future = fetcher.submit(self._read, companion.file, companion.start, companion.stop)
-        if companion.how == "ahead":
-            self._ahead[companion.start, companion.stop] = future
-        return future
-
-    def _read(self, file: str, start: int, stop: int) -> Bytes:
-        if self._stop:
-            raise Stopped
-        data = read_range(self._source, file, start, stop)
-        self._report(BytesRead(file, stop - start))
-        return data
+    def _request(self, block: Block, fetcher: ThreadPoolExecutor) -> dict[Companion, Future[Bytes]]:
+        """Begin to read a block's companions that don't come with the walk."""
+        requested = {}
+        for c in block.companions:
+            if c.how == "ahead" and (c.start, c.stop) not in self._ahead:
+                self._ahead[c.start, c.stop] = fetcher.submit(self._reader.range, c.file, c.start, c.stop)
+            elif c.how == "apart":
+                requested[c] = fetcher.submit(self._reader.strip, c.file, c.strip)
+        return requested
 
     def _fetch(self, block: Block, into: Bytes) -> None:
         """Fill `into` with the block: what was read ahead is copied, the rest is read."""
@@ -134,33 +133,34 @@ class Lane:
         block: Block,
         shared: SharedBlock,
         fetch: Future[None],
-        companions: list[tuple[Companion, Future[Bytes]]],
+        requested: dict[Companion, Future[Bytes]],
     ) -> None:
         try:
             fetch.result()
             if self._walk.whole:
                 self._hash(shared.data)
             self._retain(block, shared.data)
-            read = {id(companion): future.result() for companion, future in companions}
-            for companion in block.companions:
-                data = read.get(id(companion))
-                self._run_of(companion.part).companions.append(
-                    self._held(companion, block, shared.data) if data is None else data
-                )
             for piece in block.pieces:
-                run = self._run_of(piece.part)
-                run.feed(piece.start, piece.stop, shared, piece.offset)
-                if piece.start == 0:
+                run = self._run_of(piece)
+                companions = {
+                    c.number: requested[c].result()
+                    if c in requested
+                    else self._brought(c, block, shared.data)
+                    for c in piece.companions
+                }
+                if run.feed(piece, companions, shared):
                     self._start(run)
-                if piece.stop == run.nbytes:
+                if run.is_fed:
                     del self._runs[piece.part.index]
         finally:
             shared.release()
         self._ahead = {r: f for r, f in self._ahead.items() if r[1] > block.stop}
 
-    def _run_of(self, part: Part) -> PartRun:
+    def _run_of(self, piece: Piece) -> PartRun:
+        part = piece.part
         if part.index not in self._runs:
-            self._runs[part.index] = self._make(part)
+            for run in self._make(self._together.get(part.index, (part,)), False):
+                self._runs[run.part.index] = run
         return self._runs[part.index]
 
     def _hash(self, data: Bytes) -> None:
@@ -171,15 +171,20 @@ class Lane:
     def _retain(self, block: Block, data: Bytes) -> None:
         """Copy what later companions need of this block; a range may span several blocks."""
         for start, stop in block.retain:
-            self._retained[start, stop] = data[start - block.start : stop - block.start].copy()
+            if (start, stop) not in self._retained:
+                self._retained[start, stop] = np.empty(stop - start, np.uint8)
+            gather(contiguous(start, stop), self._retained[start, stop], data, block.start)
 
-    def _held(self, companion: Companion, block: Block, data: Bytes) -> Bytes:
-        """Companion bytes that this block holds, or that were kept when the walk passed them."""
+    def _brought(self, companion: Companion, block: Block, data: Bytes) -> Bytes:
+        """A companion from bytes that this block holds, or that were kept, or read ahead."""
+        rows = companion.start, companion.stop
         if companion.how == "inside":
-            return data[companion.start - block.start : companion.stop - block.start].copy()
-        pieces = sorted(r for r in self._retained if companion.start <= r[0] and r[1] <= companion.stop)
-        kept = [self._retained.pop(r) for r in pieces]
-        return kept[0] if len(kept) == 1 else np.concatenate(kept)
+            return cut(contiguous(block.start, block.stop), data, companion.strip).copy().reshape(-1)
+        if companion.how == "ahead":
+            kept = self._ahead[rows].result()
+        else:
+            kept = self._retained.pop(rows) if companion.last else self._retained[rows]
+        return np.ascontiguousarray(cut(contiguous(*rows), kept, companion.strip)).reshape(-1)
 
     def _verify(self) -> FileDigest:
         file = self._walk.file

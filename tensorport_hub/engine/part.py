@@ -1,8 +1,7 @@
-"""One part from its first byte to its receipt: the blocks come, bytes are decoded and handed to a writer.
+"""One part from its first byte to its receipt: its bytes come, are decoded and handed to a writer.
 
-The lane that walks the source file feeds pieces in order through `feed`; a worker thread runs `write`. When
-a writer fails for a passing reason, the rest of the feed is let go and the part is written again by reading
-its own ranges. The walk's sha256 covers what was fed; its CRC-32 proves that the second reading is the same.
+A worker thread runs `write`. When a writer fails for a passing reason, the rest of what the lane feeds is let
+go and the part is written again from what it reads itself.
 
 Parts are opened one by one, in the order in which they were given. A sink may let a writer wait for another
 one's place, and a part that waits holds blocks that its lane needs for the parts behind it: were one of those
@@ -12,143 +11,35 @@ opened first, each would wait for the other.
 from __future__ import annotations
 
 import threading
-import zlib
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
-from queue import SimpleQueue
-
-import numpy as np
 
 from tensorport_hub.core import npy
 from tensorport_hub.core.decode.cast import Losses
 from tensorport_hub.core.decode.decoder import Bytes
-from tensorport_hub.core.plan import Options, Part
-from tensorport_hub.core.ranges import Range
+from tensorport_hub.core.plan import Options
 from tensorport_hub.core.recipe import Recipe
 from tensorport_hub.core.render import render
 from tensorport_hub.core.safetensors import shorten
-from tensorport_hub.engine.blocks import SharedBlock, StopFlag, Stopped
-from tensorport_hub.errors import LimitError, SourceError, TensorportError
-from tensorport_hub.ports import (
-    BytesRead,
-    BytesWritten,
-    PartDone,
-    PartRetried,
-    Receipt,
-    Report,
-    Sink,
-    Source,
-    Writer,
-)
+from tensorport_hub.core.strips import Strip
+from tensorport_hub.engine.blocks import StopFlag, Stopped
+from tensorport_hub.engine.feed import Items, PartRun
+from tensorport_hub.engine.reader import Reader
+from tensorport_hub.errors import LimitError, TensorportError
+from tensorport_hub.ports import BytesWritten, PartDone, PartRetried, Receipt, Report, Sink, Writer
 
 ATTEMPTS = 4
 _PAUSE = 0.5
 _LONGEST_ASKED = 900.0
 
-Fed = tuple[int, int, SharedBlock, int]
-"""Bytes `start:stop` of what the part needs of its primary, and where in the block they begin."""
-
-Items = tuple[int, int, Bytes]
-"""Items `start:stop`, and the bytes of the primary that hold them."""
-
-
-@dataclass
-class PartRun:
-    """A part in flight."""
-
-    part: Part
-    recipe: Recipe
-    companions: list[Bytes] = field(default_factory=list)
-    losses: Losses = field(default_factory=Losses)
-    pulls: bool = False
-    """It reads all its ranges itself; nothing is fed."""
-    at: int = 0
-    """Bytes of the primary that were taken so far."""
-    crc: int = 0
-    """CRC-32 of those bytes."""
-    _queue: SimpleQueue[Fed | None] = field(default_factory=SimpleQueue)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the primary that the part needs."""
-        start, stop = self.recipe.decoder.spans(*self.part.items)[0]
-        return stop - start
-
-    def feed(self, start: int, stop: int, block: SharedBlock, offset: int) -> None:
-        """Hand over the next bytes; `block` is held until they are written."""
-        self._queue.put((start, stop, block.hold(), offset))
-
-    def end(self) -> None:
-        """No more will come: the lane stopped."""
-        self._queue.put(None)
-
-    def spans(self) -> list[Range]:
-        """Absolute byte range of each input, in its file."""
-        spans = self.recipe.decoder.spans(*self.part.items)
-        return [
-            (t.start + a, t.start + b) for t, (a, b) in zip(self.recipe.decoder.inputs, spans, strict=True)
-        ]
-
-    def fed(self) -> Generator[Items, None, None]:
-        """Items and their primary bytes, as the lane delivers them; blocks are released one by one.
-
-        Raises:
-            Stopped: the lane ended before the last byte came.
-        """
-        with closing(self._taken()) as taken:
-            if self.recipe.decoder.held:
-                held = np.empty(self.nbytes, np.uint8)
-                for start, stop, data in taken:
-                    held[start:stop] = data
-                yield *self.part.items, held
-                return
-            first, last = self.part.items
-            for start, stop, data in taken:
-                yield (
-                    first + start * (last - first) // self.nbytes,
-                    first + stop * (last - first) // self.nbytes,
-                    data,
-                )
-
-    def _taken(self) -> Generator[Items, None, None]:
-        """Bytes of the primary in order, from the queue."""
-        while self.at < self.nbytes:
-            entry = self._queue.get()
-            if entry is None:
-                self.end()  # for `drain`, which looks again
-                raise Stopped
-            try:
-                yield entry[0], entry[1], self._count(entry)
-            finally:
-                entry[2].release()
-
-    def _count(self, entry: Fed) -> Bytes:
-        """The bytes of an entry, entered as taken."""
-        start, stop, block, offset = entry
-        data = block.data[offset : offset + stop - start]
-        self.at, self.crc = stop, zlib.crc32(data.data, self.crc)
-        return data
-
-    def drain(self) -> None:
-        """Let go of what is still fed."""
-        while self.at < self.nbytes and not self.pulls:
-            entry = self._queue.get()
-            if entry is None:
-                return
-            self._count(entry)
-            entry[2].release()
-
 
 class PartWriter:
     """Runs parts against one source and one sink; shared by all worker threads."""
 
-    def __init__(
-        self, source: Source, sink: Sink, options: Options, block: int, stop: StopFlag, report: Report
-    ) -> None:
-        self._source, self._sink, self._options = source, sink, options
-        self._block, self._stop, self._report = block, stop, report
+    def __init__(self, reader: Reader, sink: Sink, options: Options, stop: StopFlag, report: Report) -> None:
+        self._reader, self._sink, self._options = reader, sink, options
+        self._stop, self._report = stop, report
         self._given: deque[PartRun] = deque()
         self._turn = threading.Lock()
 
@@ -177,7 +68,7 @@ class PartWriter:
         try:
             if isinstance(opened, BaseException):
                 raise opened
-            with closing(self._pulled(run) if run.pulls else run.fed()) as pieces:
+            with closing(run.pieces(self._reader)) as pieces:
                 return self._attempt(run, opened, pieces)  # a failure's traceback would keep its block
         except TensorportError as error:
             failure = error
@@ -196,30 +87,27 @@ class PartWriter:
                 raise Stopped
             try:
                 opened = self._sink.open(run.part.path, run.part.size)
-                return self._attempt(run, opened, self._pulled(run))
+                return self._attempt(run, opened, run.pieces(self._reader))
             except TensorportError as error:
                 failure = error
         raise failure
 
     def _attempt(self, run: PartRun, writer: Writer, pieces: Iterator[Items]) -> Receipt:
         run.losses = Losses()
+        inputs: Sequence[tuple[Bytes, Strip]] = ()
         try:
             self._pass_on(run, writer, memoryview(npy.header(run.recipe.dtype, run.part.shape)))
-            for start, stop, primary in pieces:
-                for view in render(
-                    run.recipe,
-                    start,
-                    stop,
-                    self._inputs(run, start, primary),
-                    saturate=self._options.on_overflow == "saturate",
-                    losses=run.losses,
-                ):
+            saturate = self._options.on_overflow == "saturate"
+            for start, stop, inputs in pieces:
+                for view in render(run.recipe, start, stop, inputs, saturate=saturate, losses=run.losses):
                     self._pass_on(run, writer, view)
+                inputs = ()  # room for the next ones
                 if self._stop:
                     raise Stopped
             _check_losses(run, self._options)
             receipt = writer.finish()
         except BaseException:
+            del inputs  # a failure's traceback would keep them
             writer.abort()
             raise
         self._report(PartDone(receipt))
@@ -229,59 +117,10 @@ class PartWriter:
         writer.write(view)
         self._report(BytesWritten(run.part.path, view.nbytes))
 
-    def _inputs(self, run: PartRun, start: int, primary: Bytes) -> Sequence[tuple[Bytes, int]]:
-        offsets = run.recipe.decoder.spans(*run.part.items)
-        first = run.recipe.decoder.spans(start, start)[0][0]
-        held = [(data, offset) for data, (offset, _) in zip(run.companions, offsets[1:], strict=True)]
-        return [(primary, first), *held]
-
-    def _read_companions(self, run: PartRun) -> list[Bytes]:
-        inputs = run.recipe.decoder.inputs
-        return [
-            self._read(tensor.file, start, stop)
-            for tensor, (start, stop) in zip(inputs[1:], run.spans()[1:], strict=True)
-        ]
-
-    def _pulled(self, run: PartRun) -> Generator[Items, None, None]:
-        """All items of a part, by reading its own ranges; companions that it was fed are still there.
-
-        Raises:
-            SourceError: these bytes are not those that were fed; transient.
-        """
-        if run.pulls:
-            run.companions = self._read_companions(run)
-        decoder = run.recipe.decoder
-        tensor = decoder.inputs[0]
-        grain = decoder.spans(0, decoder.grain)[0][1]
-        items = max(1, self._block // grain) * decoder.grain
-        if decoder.held:
-            items = max(1, run.part.items[1] - run.part.items[0])
-        crc = 0
-        for start in range(*run.part.items, items):
-            stop = min(start + items, run.part.items[1])
-            first, last = decoder.spans(start, stop)[0]
-            data = self._read(tensor.file, tensor.start + first, tensor.start + last)
-            crc = zlib.crc32(data.data, crc)
-            yield start, stop, data
-        if not run.pulls and crc != run.crc:
-            raise SourceError(f"two readings of {tensor} differ", transient=True)
-
-    def _read(self, file: str, start: int, stop: int) -> Bytes:
-        data = read_range(self._source, file, start, stop)
-        self._report(BytesRead(file, stop - start))
-        return data
-
 
 def _seconds(failure: TensorportError, attempt: int) -> float:
     """How long to wait before `attempt`: what the other side asked for, where that is longer."""
     return max(_PAUSE * (1 << attempt), min(failure.retry_after or 0.0, _LONGEST_ASKED))
-
-
-def read_range(source: Source, file: str, start: int, stop: int) -> Bytes:
-    """A range in a buffer of its own."""
-    buffer = np.empty(stop - start, np.uint8)
-    source.read_into(file, start, buffer.data)
-    return buffer
 
 
 def _check_losses(run: PartRun, options: Options) -> None:

@@ -3,14 +3,16 @@
 Order and progress: lanes take files in plan order; a lane gives a part to the workers when its first bytes
 are there. Workers take and open parts in the order in which they were given. A lane's blocks are only held by
 parts whose bytes came before those that it reads next, so lanes and workers can't wait for each other in a
-circle. The first error stops everything, and is what `run` raises.
+circle. Held parts hold no blocks but room of their own, which a lane takes for all that it feeds together
+before it feeds one of them: who has room needs no more of it, nor a lane that waits for some. The first error
+stops everything, and is what `run` raises.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
@@ -18,10 +20,13 @@ from typing import Any
 from tensorport_hub.core.decode.cast import Losses
 from tensorport_hub.core.plan import Part, Plan
 from tensorport_hub.core.schedule import Schedule
-from tensorport_hub.engine.blocks import StopFlag, Stopped
+from tensorport_hub.engine.blocks import Room, StopFlag, Stopped
 from tensorport_hub.engine.budget import Allotment
+from tensorport_hub.engine.feed import PartRun, Streamed
 from tensorport_hub.engine.lane import FileDigest, Lane
-from tensorport_hub.engine.part import PartRun, PartWriter
+from tensorport_hub.engine.part import PartWriter
+from tensorport_hub.engine.reader import Reader
+from tensorport_hub.engine.tiled import Tiled
 from tensorport_hub.ports import Event, Receipt, Report, Sink, Source
 
 logger = logging.getLogger("tensorport_hub")
@@ -68,8 +73,10 @@ class _Run:
     def __init__(self, plan: Plan, source: Source, sink: Sink, allotment: Allotment, report: Report) -> None:
         self._plan, self._source, self._allotment, self._report = plan, source, allotment, report
         self._stop = StopFlag()
-        self._schedule = Schedule(plan, block=allotment.block, keep=allotment.keep)
-        self._writer = PartWriter(source, sink, plan.options, allotment.block, self._stop, report)
+        self._schedule = Schedule(plan, block=allotment.block, keep=allotment.keep, room=allotment.room)
+        self._room = Room(allotment.room, self._stop)
+        self._reader = Reader(source, allotment.block, self._stop, report)
+        self._writer = PartWriter(self._reader, sink, plan.options, self._stop, report)
         self._workers = ThreadPoolExecutor(allotment.workers, thread_name_prefix="part")
         self._writing: set[Future[None]] = set()
         self._receipts: dict[int, Receipt] = {}
@@ -103,15 +110,33 @@ class _Run:
         if self._stop:
             return None
         walk = self._schedule.walk(self._plan.files[number])
-        lane = Lane(walk, self._source, self._make, self._give, self._allotment, self._stop, self._report)
+        lane = Lane(
+            walk,
+            self._source,
+            self._reader,
+            self._make,
+            self._give,
+            self._allotment,
+            self._stop,
+            self._report,
+        )
         try:
             return lane.run()
         except BaseException as error:
             self._stop.fail(error)
             return None
 
-    def _make(self, part: Part) -> PartRun:
-        return PartRun(part, self._plan.recipes[part.recipe])
+    def _make(self, parts: Sequence[Part], pulls: bool) -> list[PartRun]:
+        """Parts that are fed together, or (`pulls`) by nobody, once there is room for all of them."""
+        runs: list[PartRun] = []
+        for part in parts:
+            recipe = self._plan.recipes[part.recipe]
+            if recipe.decoder.held:
+                runs.append(Tiled(part, recipe, self._schedule.tiles(part), self._stop))
+            else:
+                runs.append(Streamed(part, recipe, pulls=pulls))
+        self._room.take(sum(run.holds for run in runs))
+        return runs
 
     def _give(self, run: PartRun) -> None:
         self._writer.give(run)
@@ -128,6 +153,9 @@ class _Run:
         except BaseException as error:
             self._stop.fail(error)
             return
+        finally:
+            run.let_go()
+            self._room.give(run.holds)
         with self._lock:
             self._receipts[run.part.index] = receipt
             if run.losses.overflow or run.losses.underflow:

@@ -25,6 +25,7 @@ from tensorport_hub.core.decode.cast import Losses
 from tensorport_hub.core.detect import Checkpoint
 from tensorport_hub.core.recipe import Recipe, recipes
 from tensorport_hub.core.render import render
+from tensorport_hub.core.strips import contiguous
 from tensorport_hub.core.tensor import DTYPES, TensorSpec
 from tensorport_hub.errors import TensorportError
 
@@ -170,7 +171,7 @@ def bound(checkpoint: Checkpoint) -> Recipe | str:
 
 def decode(recipe: Recipe, data: Mapping[str, np.ndarray]) -> int:
     """All of a tensor, tile by tile; the bytes that came out."""
-    inputs = [(data[tensor.name], 0) for tensor in recipe.decoder.inputs]
+    inputs = [(data[t.name], contiguous(0, data[t.name].size)) for t in recipe.decoder.inputs]
     count = recipe.decoder.items
     return sum(view.nbytes for view in render(recipe, 0, count, inputs, saturate=False, losses=Losses()))
 

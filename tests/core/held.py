@@ -10,9 +10,11 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from tensorport_hub.core.decode.decoder import Decoder
 from tensorport_hub.core.decode.table import bind
 from tensorport_hub.core.detect import Checkpoint, is_fact
 from tensorport_hub.core.recipe import Recipe, recipes
+from tensorport_hub.core.strips import contiguous, cut
 from tests.core.samples import specs
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -44,7 +46,7 @@ def made(arrays: Arrays, config: Mapping[str, Any] | None = None) -> dict[str, R
 
 
 def decoded(arrays: Arrays, recipe: Recipe, rows: Sequence[int] = ()) -> npt.NDArray[Any]:
-    """The output, decoded in pieces cut before `rows`, from no more bytes than each piece's spans name.
+    """The output, decoded in pieces cut before `rows`, from no more bytes than each piece needs.
 
     The decoder is one that was bound again, as a plan read back would.
     """
@@ -54,11 +56,32 @@ def decoded(arrays: Arrays, recipe: Recipe, rows: Sequence[int] = ()) -> npt.NDA
     width = decoder.items // decoder.shape[0]
     pieces = []
     for first, last in pairwise(sorted({0, *rows, decoder.shape[0]})):
-        start, stop = first * width, last * width
-        spans = decoder.spans(start, stop)
-        given = [data[a:b].copy() for data, (a, b) in zip(stored, spans, strict=True)]
-        values, _ = decoder.decode(given, start, stop)
-        assert values.shape == (stop - start,)
+        pieces.append(decoded_items(decoder, stored, first * width, last * width)[0])
+    return np.concatenate(pieces).reshape(decoder.shape)
+
+
+def decoded_items(
+    decoder: Decoder, stored: Sequence[npt.NDArray[np.uint8]], start: int, stop: int
+) -> tuple[npt.NDArray[Any], int]:
+    """Items and their overflows, panel by panel, from a copy of the bytes that each range needs."""
+    pieces, overflows = [np.empty(0, decoder.exact.numpy)], 0
+    while start < stop:
+        end = min(stop, (start // decoder.panel + 1) * decoder.panel)
+        given = taken(decoder, stored, start, end)
+        exact = decoder.settled(given[1:], start, end)
+        values, overflow = exact.decode(taken(exact, stored, start, end), start, end)
+        assert values.shape == (end - start,)
         assert values.dtype == decoder.exact.numpy
         pieces.append(values)
-    return np.concatenate(pieces).reshape(decoder.shape)
+        start, overflows = end, overflows + overflow
+    return np.concatenate(pieces), overflows
+
+
+def taken(
+    decoder: Decoder, stored: Sequence[npt.NDArray[np.uint8]], start: int, stop: int
+) -> list[npt.NDArray[np.uint8]]:
+    """Of each stored tensor, what items `start:stop` need."""
+    needs = decoder.needs(start, stop)
+    return [
+        cut(contiguous(0, data.size), data, need).copy() for data, need in zip(stored, needs, strict=True)
+    ]

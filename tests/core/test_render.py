@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tensorport_hub.core.decode.cast import Losses
 from tensorport_hub.core.recipe import Recipe
 from tensorport_hub.core.render import TILE, render
+from tensorport_hub.core.strips import contiguous
 from tensorport_hub.core.tensor import DTYPES
 from tests.core.samples import Stored, made_from, rounded, specs
 
@@ -31,7 +32,10 @@ def recipe_of(*stored: Stored, precision: str = "keep") -> Recipe:
 def rendered(recipe: Recipe, start: int, stop: int, raw: list[np.ndarray], offsets=None, saturate=False):
     """All bytes of a range, and the losses; views are copied before the next one is made."""
     losses = Losses()
-    inputs = list(zip(raw, offsets or [0] * len(raw), strict=True))
+    inputs = [
+        (data, contiguous(at, at + data.size))
+        for data, at in zip(raw, offsets or [0] * len(raw), strict=True)
+    ]
     tiles = [bytes(v) for v in render(recipe, start, stop, inputs, saturate=saturate, losses=losses)]
     return b"".join(tiles), losses
 
@@ -141,7 +145,7 @@ def test_untouched_tensors_are_not_copied():
     """Under `keep` the one view handed out is the stored buffer itself."""
     stored = np.arange(64, dtype=np.uint8)
     recipe = recipe_of(("x", "BF16", (32,)))
-    (view,) = render(recipe, 4, 20, [(stored[4:], 4)], saturate=True, losses=Losses())
+    (view,) = render(recipe, 4, 20, [(stored[4:], contiguous(4, 64))], saturate=True, losses=Losses())
     assert bytes(view) == stored[8:40].tobytes()
     assert np.shares_memory(np.frombuffer(view, np.uint8), stored)
 

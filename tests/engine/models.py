@@ -178,10 +178,16 @@ def plan_of(source: Source, **options: Any) -> Plan:
 
 
 def allotment(
-    *, lanes: int = 2, workers: int = 2, block: int = 4096, keep: int = 1 << 20, depth: int = 2
+    *,
+    lanes: int = 2,
+    workers: int = 2,
+    block: int = 4096,
+    keep: int = 1 << 20,
+    depth: int = 2,
+    room: int = 1 << 20,
 ) -> Allotment:
     """Small blocks, so that a small checkpoint has many."""
-    return Allotment(lanes, workers, block, depth, keep, depth + 2)
+    return Allotment(lanes, workers, block, depth, keep, depth + 2, room)
 
 
 def run_plan(

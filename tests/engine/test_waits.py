@@ -15,8 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tensorport_hub.core.plan import Options
+from tensorport_hub.core.walk import Piece
 from tensorport_hub.engine.blocks import BlockPool, StopFlag
-from tensorport_hub.engine.part import PartRun, PartWriter
+from tensorport_hub.engine.feed import Streamed
+from tensorport_hub.engine.part import PartWriter
+from tensorport_hub.engine.reader import Reader
 from tensorport_hub.errors import DestinationError, SourceError
 from tensorport_hub.ports import Published, Receipt, Sink, Writer
 from tests.engine.models import (
@@ -285,15 +288,15 @@ class TestBlocksComeBack:
 
         watching = Watching(source.contents)
         sink = MemorySink()
-        writer = PartWriter(
-            watching, FlakySink(sink, "write", byte=600), Options(), 600, stop, lambda event: None
-        )
-        run = PartRun(plan.parts[0], plan.recipes[0])
+        reader = Reader(watching, 600, stop, lambda event: None)
+        flaky = FlakySink(sink, "write", byte=600)
+        writer = PartWriter(reader, flaky, Options(), stop, lambda event: None)
+        run = Streamed(plan.parts[0], plan.recipes[0])
         block = pool.take(1200)
         tensor = plan.recipes[0].decoder.inputs[0]
         MemorySource.read_into(watching, tensor.file, tensor.start, block.data.data)
-        run.feed(0, 400, block, 0)
-        run.feed(400, 1200, block, 400)
+        run.feed(Piece(plan.parts[0], 0, 0, 400, 0), {}, block)
+        run.feed(Piece(plan.parts[0], 0, 400, 1200, 400), {}, block)
         block.release()
         writer.give(run)
         timer = threading.Timer(10, stop.fail, [TimeoutError("the block did not come back")])

@@ -20,7 +20,8 @@ import numpy as np
 
 from tensorport_hub.core.decode.bits import Floats
 from tensorport_hub.core.decode.decoder import Bytes, Params
-from tensorport_hub.core.decode.transposed import Matrix, Transposed, check_groups
+from tensorport_hub.core.decode.transposed import Transposed, check_groups
+from tensorport_hub.core.ranges import Range
 from tensorport_hub.errors import CheckpointError
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -68,10 +69,14 @@ class AwqGemm(Transposed):
     def group_size(self) -> int:
         return self.size
 
-    def _codes(self, stored: Matrix, first: int, last: int) -> Floats:
+    def _stored_bytes(self, first: int, last: int) -> tuple[Range, Range]:
+        words = first // 8 * 4, -(-last // 8) * 4
+        return words, words
+
+    def _codes(self, stored: Bytes, first: int, last: int) -> Floats:
         return _unpack(stored, first, last, signed=bool(self.signed))
 
-    def _zero_points(self, stored: Matrix, first: int, last: int) -> Floats:
+    def _zero_points(self, stored: Bytes, first: int, last: int) -> Floats:
         found = _unpack(stored, first, last, signed=bool(self.signed))
         if self.zeros == "middle" and not (found == _MIDDLE).all():
             raise CheckpointError(
@@ -81,10 +86,10 @@ class AwqGemm(Transposed):
         return found
 
 
-def _unpack(stored: Matrix, first: int, last: int, *, signed: bool) -> Floats:
-    """Columns `first:last` of [n, O / 8] words, as rows [last - first, n]."""
+def _unpack(stored: Bytes, first: int, last: int, *, signed: bool) -> Floats:
+    """Columns `first:last` of [n, O / 8] words, of which these are stored, as rows [last - first, n]."""
     begin, end = first // 8, -(-last // 8)
-    strip = np.ascontiguousarray(stored[:, begin:end].T).view(np.uint8)
+    strip = np.ascontiguousarray(stored.view("<i4").T).view(np.uint8)
     strip = strip.reshape(end - begin, stored.shape[0], 4)
     out = np.empty((last - first, stored.shape[0]), np.float32)
     for j, column in enumerate(ORDER):

@@ -8,7 +8,7 @@ f32(q - z) * f32(scale), the difference exact. A row's parts lie together, so an
 columns, the pairs 0, 4, 8, 12, 1, 5, ... come together (columns 0 1 8 9 16 17 24 25 2 3 ...); of each 8 of
 these, the even ones come before the odd ones; in blocks of 64 columns, the codes of row 0, then 1, 2, 3
 follow each other, and nibble k of word n is code 4 n + k of the block. `scales` and `qzeros` [W, O]; `qzeros`
-holds -scale * z, so that the value is f32(q * scale) + f32(qzeros), in this order. Rows share words: held.
+holds -scale * z, so that the value is f32(q * scale) + f32(qzeros), in this order. Four rows share words.
 
 Output [..., O, I] in the scale's dtype. A NaN scale is an error.
 
@@ -31,6 +31,7 @@ from tensorport_hub.core.decode.groups import scale_groups
 from tensorport_hub.core.decode.transposed import SCALES
 from tensorport_hub.core.decode.words import values
 from tensorport_hub.core.ranges import Range
+from tensorport_hub.core.strips import Strip, strip
 from tensorport_hub.core.tensor import DType, TensorSpec
 from tensorport_hub.errors import CheckpointError
 
@@ -132,7 +133,6 @@ class AwqGemvFast(_Gemv):
     """
 
     scheme: ClassVar[str] = "awq_gemv_fast"
-    held: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         shape = self.qweight.shape
@@ -149,25 +149,34 @@ class AwqGemvFast(_Gemv):
     def shape(self) -> tuple[int, ...]:
         return (_INTERLEAVE * self.qweight.shape[0], self.qweight.shape[1])
 
-    def decode(self, inputs: Sequence[Bytes], start: int, stop: int) -> tuple[Dense, int]:
+    @property
+    def grain(self) -> int:
+        """The rows that share words."""
+        return max(_INTERLEAVE * self.shape[1], 1)
+
+    def spans(self, start: int, stop: int) -> tuple[Range, ...]:
+        nbytes = self.shape[1] * 2
+        begin, end = start // self.grain, -(-stop // self.grain)
+        return (begin * nbytes, end * nbytes), *super().spans(start, stop)[1:]
+
+    def needs(self, start: int, stop: int) -> tuple[Strip, ...]:
         rows, columns = self.shape
+        size = self.dtype.itemsize
+        first, last = start // max(columns, 1) * size, -(-stop // max(columns, 1)) * size
+        factors = strip(0, rows * size, self.groups, first, last)
+        return super().needs(start, stop)[0], factors, factors
+
+    def decode(self, inputs: Sequence[Bytes], start: int, stop: int) -> tuple[Dense, int]:
+        columns = self.shape[1]
         first, last = start // max(columns, 1), -(-stop // max(columns, 1))
         begin, end = first // _INTERLEAVE, -(-last // _INTERLEAVE)
-        stored = inputs[0].reshape(-1, columns * 2)[begin:end]
-        tiles = unpack(np.ascontiguousarray(stored), 4).reshape(end - begin, -1, _INTERLEAVE, _KSTRIDE)
+        tiles = unpack(inputs[0], 4).reshape(end - begin, -1, _INTERLEAVE, _KSTRIDE)
         codes = np.take(tiles, _columns(), axis=3).transpose(0, 2, 1, 3).reshape(-1, columns)
         skip = first - begin * _INTERLEAVE
         out = codes[skip : skip + last - first].astype(np.float32)
         scales, offsets = (
-            self._numbers(np.ascontiguousarray(stack).reshape(-1), tensor).reshape(self.groups, -1).T
-            for tensor, stack in zip(
-                (self.scales, self.qzeros),
-                (
-                    stored.view(self.dtype.numpy).reshape(-1, rows)[: self.groups, first:last].view(np.uint8)
-                    for stored in (inputs[2], inputs[1])
-                ),
-                strict=True,
-            )
+            self._numbers(np.ascontiguousarray(stored).reshape(-1), tensor).reshape(self.groups, -1).T
+            for tensor, stored in ((self.scales, inputs[2]), (self.qzeros, inputs[1]))
         )
         groups = np.arange(columns) // self.size
         out *= np.take(scales, groups, axis=1)

@@ -1,8 +1,8 @@
 """BitNet b1.58: ternary codes of 2 bits, four quarters of the rows above one another, one scale in all.
 
 Layout: U8 [rows / 4, in]; bits 2i and 2i + 1 of row k hold row i * rows / 4 + k; `weight_scale` F32, F16 or
-BF16 [1] or []. Output [rows, in] in the scale's dtype. A range of items lies in up to four places, so the
-whole tensor is held.
+BF16 [1] or []. Output [rows, in] in the scale's dtype. All four quarters come from the same bytes, so these
+are held.
 
 Arithmetic: float32(code - 1) * scale, or / scale where the scale was made to divide (`BitLinear`); rounded
 once. Code 3 is never packed; the reference makes 2 of it, and so does this. A scale that is NaN, infinite, or
@@ -19,8 +19,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from tensorport_hub.core.decode.bits import Floats, as_float32, unpack_blocked
+from tensorport_hub.core.decode.bits import Floats, as_float32, blocked_span, unpack_blocked
 from tensorport_hub.core.decode.decoder import Bytes, Decoder, Dense
+from tensorport_hub.core.ranges import Range
 from tensorport_hub.core.tensor import DType, TensorSpec
 from tensorport_hub.errors import CheckpointError
 
@@ -62,13 +63,20 @@ class BitnetTimes(Decoder):
         rows, columns = self.weight.shape
         return (rows * len(_QUARTERS), columns)
 
+    @property
+    def grain(self) -> int:
+        return 1
+
+    def spans(self, start: int, stop: int) -> tuple[Range, ...]:
+        return blocked_span(self.weight.nbytes, start, stop), (0, self.scale.nbytes)
+
     def decode(self, inputs: Sequence[Bytes], start: int, stop: int) -> tuple[Dense, int]:
         scale = as_float32(inputs[1], self.scale.dtype.name)
         if not np.isfinite(scale).all():
             raise CheckpointError(
                 f"scale {self.scale} of `{self.weight.name}`: expected a number, got {scale[0]}"
             )
-        codes = unpack_blocked(inputs[0], 2, _QUARTERS, start, stop)
+        codes = unpack_blocked(inputs[0], 2, _QUARTERS, start, stop, size=self.weight.nbytes)
         with np.errstate(over="ignore", under="ignore"):
             values = self._values(np.arange(4, dtype=np.float32) - np.float32(1), scale)
         overflow = int(np.count_nonzero(np.isinf(values[codes]))) if np.isinf(values).any() else 0

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tensorport_hub.core.decode.decoder import Bytes
+from tensorport_hub.core.ranges import Range
 
 Floats = npt.NDArray[np.float32]
 
@@ -145,23 +146,40 @@ def as_float32(data: Bytes, dtype: str) -> Floats:
     return float8(dtype)[data]
 
 
+def blocked_span(size: int, start: int, stop: int) -> Range:
+    """The words that codes `start:stop` of `unpack_blocked` need: within a block as many, else all."""
+    origin = start // max(size, 1) * size
+    return (start - origin, stop - origin) if stop <= origin + size else (0, size)
+
+
 def unpack_blocked(
-    words: npt.NDArray[np.unsignedinteger[Any]], nbits: int, shifts: Sequence[int], start: int, stop: int
+    words: npt.NDArray[np.unsignedinteger[Any]],
+    nbits: int,
+    shifts: Sequence[int],
+    start: int,
+    stop: int,
+    *,
+    size: int,
 ) -> Bytes:
     """Codes `start:stop` of a sequence that was cut into as many blocks as there are `shifts`.
 
-    Block k fills bits `shifts[k]` to `shifts[k] + nbits` of all words: code i lies in word `i % words.size`.
+    Block k fills bits `shifts[k]` to `shifts[k] + nbits` of all words: code i lies in word `i % size`.
+
+    Args:
+        words: those that `blocked_span` names.
+        size: all words that there are.
 
     Returns:
         `stop - start` codes.
     """
     codes = np.empty(stop - start, np.uint8)
     mask = words.dtype.type((1 << nbits) - 1)
+    before = blocked_span(size, start, stop)[0]
     for block, shift in enumerate(shifts):
-        origin = block * words.size
-        first, last = max(start, origin), min(stop, origin + words.size)
+        origin = block * size
+        first, last = max(start, origin), min(stop, origin + size)
         if first < last:
-            part = words[first - origin : last - origin]
+            part = words[first - origin - before : last - origin - before]
             codes[first - start : last - start] = (part >> words.dtype.type(shift)) & mask
     return codes
 

@@ -12,7 +12,7 @@ roundings), `w = quant_map[code] * absmax` (one), then one rounding to the outpu
 NaN and infinities: refused in the tables and in the maxima, which no packer writes. -0: fp4 code 8 is what
 the stored table says (+0 in files that bitsandbytes writes, while its CPU kernel returns -0).
 
-Rows of an odd number of items end inside a byte; such a weight is held whole.
+Rows of an odd number of items end inside a byte, which the parts on both sides of a cut read.
 
 Source: bitsandbytes 0.50, `QuantState`, `_dequantize_4bit_compute`, `dequantize_blockwise`.
 """
@@ -72,8 +72,6 @@ class Bnb4(Decoder):
             )
         _expect(self.quant_map, ("F32",), 16, self.weight)
         _expect(self.absmax, self._stored_maxima, self._blocks(0, count)[1], self.weight)
-        if self._row_items % 2:
-            object.__setattr__(self, "held", True)
 
     @property
     def _stored_maxima(self) -> tuple[str, ...]:
@@ -101,18 +99,18 @@ class Bnb4(Decoder):
 
     @property
     def grain(self) -> int:
-        """A block where rows are whole blocks, so that cuts don't fall inside one; else even rows."""
+        """A block where rows are whole blocks, so that cuts don't fall inside one; else rows, or a byte."""
         if self._row_items % self.blocksize == 0 and self.blocksize % 2 == 0:
             return self.blocksize
-        return lcm(self.shape[-1], 2)
+        return 2 if self._row_items % 2 else lcm(self.shape[-1], 2)
 
     def spans(self, start: int, stop: int) -> tuple[Range, ...]:
-        return super().spans(start, stop) if self.held else self._needed(start, stop)
+        """Those of any items, wherever they begin."""
+        first, last = self._blocks(start, stop)
+        size = self.absmax.dtype.itemsize
+        return (start // 2, -(-stop // 2)), (first * size, last * size), (0, self.quant_map.nbytes)
 
     def decode(self, inputs: Sequence[Bytes], start: int, stop: int) -> tuple[Dense, int]:
-        if self.held:
-            needed = self._needed(start, stop)
-            inputs = [data[first:last] for data, (first, last) in zip(inputs, needed, strict=True)]
         table = self._finite(self.quant_map, inputs[2].view(np.float32))
         pairs = table[nibble_pairs(low_first=False)].view(np.uint64).reshape(-1)
         maxima = self._finite(self.absmax, self._maxima(inputs, start, stop))
@@ -129,12 +127,6 @@ class Bnb4(Decoder):
 
     def _blocks(self, start: int, stop: int) -> Range:
         return start // self.blocksize, -(-stop // self.blocksize)
-
-    def _needed(self, start: int, stop: int) -> tuple[Range, ...]:
-        """Byte ranges that items `start:stop` need, of each input."""
-        first, last = self._blocks(start, stop)
-        size = self.absmax.dtype.itemsize
-        return (start // 2, -(-stop // 2)), (first * size, last * size), (0, self.quant_map.nbytes)
 
     def _maxima(self, inputs: Sequence[Bytes], start: int, stop: int) -> Floats:
         """The absolute maxima of the blocks that items `start:stop` lie in."""
@@ -179,10 +171,10 @@ class Bnb4Nested(Bnb4):
         nested = {"nested_blocksize": self.nested_blocksize, "nested_offset": self.nested_offset}
         return {**super().params, **nested}
 
-    def _needed(self, start: int, stop: int) -> tuple[Range, ...]:
+    def spans(self, start: int, stop: int) -> tuple[Range, ...]:
         first, last = self._blocks(start, stop)
         nested = 4 * (first // self.nested_blocksize), 4 * -(-last // self.nested_blocksize)
-        return *super()._needed(start, stop), nested, (0, self.nested_quant_map.nbytes)
+        return *super().spans(start, stop), nested, (0, self.nested_quant_map.nbytes)
 
     def _maxima(self, inputs: Sequence[Bytes], start: int, stop: int) -> Floats:
         first, last = self._blocks(start, stop)

@@ -2,11 +2,12 @@
 
 A decoder turns stored bytes into output items. Items are counted in C order over the decoder's own output
 `shape`; any range of them that starts and stops at multiples of `grain` (or at the end) can be decoded alone.
-`spans` says which bytes of each input such a range needs, so that reading, cutting into parts and resuming
-never depend on the layout. The first input is the *primary*: the big one, whose bytes arrive in order.
+`needs` says which bytes of each input such a range needs, so that reading, budget, cutting into parts and
+resuming never depend on the layout. The first input is the *primary*: the big one; its bytes arrive in order.
 
-Most layouts pack along rows, so bytes of the primary and items grow together. Those that don't (GPTQ packs
-along the input axis and comes out transposed) are *held*: any range needs all bytes of every input.
+Most layouts pack along rows, so bytes of the primary and items grow together and are decoded as they come.
+Those that don't (GPTQ packs along the input axis and comes out transposed) are *held*: what a range needs of
+the primary is gathered before any of it is decoded.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tensorport_hub.core.ranges import Range
+from tensorport_hub.core.strips import Strip, contiguous
 from tensorport_hub.core.tensor import DTYPES, DType, TensorSpec
 
 Bytes = npt.NDArray[np.uint8]
@@ -42,7 +44,10 @@ class Decoder(ABC):
     """The layout's name in plan and manifest."""
 
     held: ClassVar[bool] = False
-    """Every range needs all bytes of every input."""
+    """Bytes of the primary and items don't grow together."""
+
+    indexed: ClassVar[bool] = False
+    """Where a range's bytes of the primary begin is known once its companions are: see `settled`."""
 
     @property
     @abstractmethod
@@ -84,16 +89,45 @@ class Decoder(ABC):
 
     @property
     def grain(self) -> int:
-        """Items that can be decoded alone; ranges start at its multiples. By default a row."""
+        """Items that can be decoded alone; cuts fall on its multiples, but for parts'. By default a row."""
         return max(self.shape[-1], 1) if self.shape else 1
+
+    @property
+    def unit(self) -> int:
+        """Bytes of the primary that hold one grain, if it isn't held."""
+        first, last = self.spans(0, self.grain)[0]
+        return max(last - first, 1)
+
+    @property
+    def panel(self) -> int:
+        """Items of one of several matrices above one another: no range that is held crosses its multiples."""
+        return max(self.items, 1)
 
     def spans(self, start: int, stop: int) -> tuple[Range, ...]:
         """For output items `start:stop`: the byte range of each input, from that tensor's first byte."""
         return tuple((0, tensor.nbytes) for tensor in self.inputs)
 
+    def needs(self, start: int, stop: int) -> tuple[Strip, ...]:
+        """The same for all layouts, those whose ranges are strips of a stored matrix included."""
+        return tuple(contiguous(first, last) for first, last in self.spans(start, stop))
+
+    def reached(self, stop: int) -> int:
+        """The items that are whole once the primary's bytes before `stop` are there.
+
+        Bytes of layouts that are not indexed are cut at multiples of `unit`.
+        """
+        return min(-(-stop // self.unit) * self.grain, self.items)
+
+    def settled(self, companions: Sequence[Bytes], start: int, stop: int) -> Decoder:
+        """For items `start:stop`, whose companions these are: the decoder whose spans are exact."""
+        return self
+
     @abstractmethod
     def decode(self, inputs: Sequence[Bytes], start: int, stop: int) -> tuple[Dense, int]:
-        """Decode items `start:stop` from the bytes that `spans(start, stop)` names.
+        """Decode items `start:stop` from the bytes that `needs(start, stop)` names.
+
+        Args:
+            inputs: 1-D each, or [rows, bytes] for a strip of several rows.
 
         Returns:
             The items, 1-D, in `exact.numpy`: a view of the input where nothing changes, else a fresh array.

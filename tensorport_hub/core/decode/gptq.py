@@ -28,8 +28,10 @@ import numpy as np
 from tensorport_hub.core.decode.bits import Floats, unpack
 from tensorport_hub.core.decode.decoder import Bytes, Params
 from tensorport_hub.core.decode.groups import scale_columns
-from tensorport_hub.core.decode.transposed import Matrix, Transposed, check_groups
+from tensorport_hub.core.decode.transposed import Transposed, check_groups
 from tensorport_hub.core.decode.words import values
+from tensorport_hub.core.ranges import Range
+from tensorport_hub.core.strips import Strip, contiguous
 from tensorport_hub.core.tensor import TensorSpec
 from tensorport_hub.errors import CheckpointError
 
@@ -102,20 +104,28 @@ class Gptq(Transposed):
     def _planes(self) -> tuple[int, ...]:
         return PLANES.get(self.bits, ()) if self.packing == "planar" else ()
 
-    def _codes(self, stored: Matrix, first: int, last: int) -> Floats:
-        strip = np.ascontiguousarray(stored[:, first:last].T).view(np.uint8)
+    @property
+    def _cell(self) -> int:
+        """Zero points that begin at a byte again."""
+        return _PLANE_CODES if self._planes else 8
+
+    def _stored_bytes(self, first: int, last: int) -> tuple[Range, Range]:
+        word, cell = self.qweight.dtype.itemsize, self._cell
+        nbytes, width = cell * self.bits // 8, self.qzeros.shape[-1] * word
+        zeros = first // cell * nbytes, min(-(-last // cell) * nbytes, width)
+        return (first * word, last * word), zeros
+
+    def _codes(self, stored: Bytes, first: int, last: int) -> Floats:
+        words = stored.view(self.qweight.dtype.numpy)
+        strip = np.ascontiguousarray(words.T).view(np.uint8)
         if self._planes:
             return _from_planes(strip, self._planes).astype(np.float32)
         return values(strip, self.bits, "dense", offset=0, count=self.columns)
 
-    def _zero_points(self, stored: Matrix, first: int, last: int) -> Floats:
-        whole = stored.view(np.uint8)
-        cell = _PLANE_CODES if self._planes else 8
-        begin, end = first // cell, -(-last // cell)
-        nbytes = cell * self.bits // 8
-        strip = np.ascontiguousarray(whole[:, begin * nbytes : end * nbytes])
+    def _zero_points(self, stored: Bytes, first: int, last: int) -> Floats:
+        strip, begin = np.ascontiguousarray(stored), first // self._cell
         codes = _from_planes(strip, self._planes) if self._planes else unpack(strip, self.bits)
-        found = codes[:, first - begin * cell : last - begin * cell].T.astype(np.float32)
+        found = codes[:, first - begin * self._cell : last - begin * self._cell].T.astype(np.float32)
         if self.zeros == "v1":
             found += np.float32(1)
             found[found == 1 << self.bits] = 0
@@ -157,11 +167,13 @@ class GptqOrdered(Gptq):
     def columns(self) -> int:
         return self.g_idx.shape[-1] if self.g_idx.shape else 0
 
-    def _scale(
-        self, codes: Floats, zeros: Floats, scales: Floats, inputs: Sequence[Bytes], expert: int
-    ) -> None:
-        stack = inputs[3].view("<i4").reshape(-1, self.columns)
-        index = stack[expert if len(stack) > 1 else 0]
+    def needs(self, start: int, stop: int) -> tuple[Strip, ...]:
+        row = self.columns * 4
+        expert = self._rows(start, stop)[0] if len(self.g_idx.shape) > 1 else 0
+        return *super().needs(start, stop), contiguous(expert * row, (expert + 1) * row)
+
+    def _scale(self, codes: Floats, zeros: Floats, scales: Floats, inputs: Sequence[Bytes]) -> None:
+        index = inputs[3].view("<i4")
         low, high = int(index.min()), int(index.max())
         if low < 0 or high >= self.groups:
             raise CheckpointError(

@@ -10,7 +10,7 @@ W_q has the same bytes under a float dtype.
 Arithmetic: `round_T(round_T(q - zero) * scale)`, T the compute dtype (float32 where a factor has another),
 which is the output dtype too. A NaN or infinite factor is refused. -0: `q == zero` with a negative scale.
 
-Held, since a row of the weight takes its bits from the whole file; 8 bits with `axis` 1 are stored in order.
+Held, since all blocks of rows come from the same words; 8 bits are stored in order.
 
 Source: hqq 0.2.8, `core/quantize.py` (`Quantizer.dequantize`), `core/bitpack.py`.
 """
@@ -24,7 +24,7 @@ from typing import ClassVar
 import numpy as np
 
 from tensorport_hub.core.decode.affine_groups import FLOATS, Groups, finite_factors, widest
-from tensorport_hub.core.decode.bits import unpack_blocked
+from tensorport_hub.core.decode.bits import blocked_span, unpack_blocked
 from tensorport_hub.core.decode.decoder import Bytes, Decoder, Dense, Params
 from tensorport_hub.core.ranges import Range
 from tensorport_hub.core.tensor import DType, TensorSpec
@@ -77,7 +77,7 @@ class Hqq(Decoder):
                 )
         if self.scale.dtype != self.zero.dtype:
             raise CheckpointError(f"HQQ {self.zero}: expected {self.scale.dtype} like `{self.scale.name}`")
-        object.__setattr__(self, "held", self.nbits != 8 or self.axis != 1)
+        object.__setattr__(self, "held", self.nbits != 8)
 
     def _check_codes(self) -> None:
         slots = _SLOTS[self.nbits]
@@ -130,22 +130,26 @@ class Hqq(Decoder):
     def shape(self) -> tuple[int, ...]:
         return tuple(int(size) for size in self.dims.split(","))
 
-    def spans(self, start: int, stop: int) -> tuple[Range, ...]:
-        return super().spans(start, stop) if self.held else ((start, stop), *self._needed(start, stop))
+    @property
+    def grain(self) -> int:
+        return 1 if self.held else super().grain
 
-    def _needed(self, start: int, stop: int) -> tuple[Range, Range]:
+    @property
+    def _words(self) -> int:
+        return self.codes.nbytes // self._word.itemsize
+
+    def spans(self, start: int, stop: int) -> tuple[Range, ...]:
         first, last = self.groups.needed(start, stop)
-        size = self.scale.dtype.itemsize
-        return (first * size, last * size), (first * size, last * size)
+        begin, end = blocked_span(self._words, start, stop)
+        size, word = self.scale.dtype.itemsize, self._word.itemsize
+        return (begin * word, end * word), (first * size, last * size), (first * size, last * size)
 
     def decode(self, inputs: Sequence[Bytes], start: int, stop: int) -> tuple[Dense, int]:
         codes, scale, zero = inputs
         if self.held:
-            (first, last), _ = self._needed(start, stop)
-            scale, zero = scale[first:last], zero[first:last]
             slots = _SLOTS[self.nbits]
             shifts = [(slots - 1 - slot) * self.nbits for slot in range(slots)]
-            codes = unpack_blocked(codes.view(self._word), self.nbits, shifts, start, stop)
+            codes = unpack_blocked(codes.view(self._word), self.nbits, shifts, start, stop, size=self._words)
         steps = (
             (np.subtract, finite_factors(self.zero, zero)),
             (np.multiply, finite_factors(self.scale, scale)),

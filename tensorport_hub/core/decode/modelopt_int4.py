@@ -50,7 +50,6 @@ class ModelOptInt4(Decoder):
     scale: TensorSpec
     group_size: int
     scheme: ClassVar[str] = "modelopt_int4"
-    held: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         weight, scale = self.weight, self.scale
@@ -80,6 +79,11 @@ class ModelOptInt4(Decoder):
     @property
     def shape(self) -> tuple[int, ...]:
         return (*self.scale.shape[:-1], self.weight.shape[-1])
+
+    @property
+    def grain(self) -> int:
+        """The two rows that share bytes."""
+        return 2 * self.shape[-1]
 
     def spans(self, start: int, stop: int) -> tuple[Range, ...]:
         columns = self.weight.shape[-1]
@@ -118,7 +122,6 @@ class ModelOptInt4Awq(Decoder):
     pre_quant_scale: TensorSpec
     group_size: int
     scheme: ClassVar[str] = "modelopt_int4_awq"
-    held: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         columns = self._unscaled.shape[-1]
@@ -148,6 +151,11 @@ class ModelOptInt4Awq(Decoder):
     @property
     def shape(self) -> tuple[int, ...]:
         return self._unscaled.shape
+
+    @property
+    def grain(self) -> int:
+        """As without input scales."""
+        return self._unscaled.grain
 
     def spans(self, start: int, stop: int) -> tuple[Range, ...]:
         return (*self._unscaled.spans(start, stop), (0, self.pre_quant_scale.nbytes))

@@ -9,7 +9,7 @@ Arithmetic: `round_T(round_T(q * scale) - shift)`, T the dtype of the factors, w
 integer shift is a zero point, `round_T((q - shift) * scale)`. A NaN or infinite factor is refused. -0: code 0
 under a negative scale.
 
-Held, since a row takes its bits from the whole file. (8-bit weights are `Int8` and `Float8`.)
+Held, since all blocks of rows come from the same bytes. (8-bit weights are `Int8` and `Float8`.)
 
 Source: optimum-quanto 0.2.7, `tensor/qbits.py` (`QBitsDequantizer`), `tensor/packed.py`, `tensor/grouped.py`.
 """
@@ -24,7 +24,7 @@ from typing import ClassVar
 import numpy as np
 
 from tensorport_hub.core.decode.affine_groups import FLOATS, Groups, Step, finite_factors
-from tensorport_hub.core.decode.bits import unpack_blocked
+from tensorport_hub.core.decode.bits import blocked_span, unpack_blocked
 from tensorport_hub.core.decode.decoder import Bytes, Decoder, Dense, Params
 from tensorport_hub.core.ranges import Range
 from tensorport_hub.core.tensor import DType, TensorSpec
@@ -101,19 +101,22 @@ class QuantoBits(Decoder):
     def shape(self) -> tuple[int, ...]:
         return tuple(int(size) for size in self.dims.split(","))
 
-    def decode(self, inputs: Sequence[Bytes], start: int, stop: int) -> tuple[Dense, int]:
-        data, scale, shift = inputs
+    @property
+    def grain(self) -> int:
+        return 1
+
+    def spans(self, start: int, stop: int) -> tuple[Range, ...]:
         first, last = self.groups.needed(start, stop)
-        codes = unpack_blocked(data, self.nbits, range(0, 8, self.nbits), start, stop)
-        multiply: Step = np.multiply, finite_factors(self.scale, _cut(self.scale, scale, (first, last)))
-        offset = _cut(self.shift, shift, (first, last))
+        sizes = self.scale.dtype.itemsize, self.shift.dtype.itemsize
+        return blocked_span(self.codes.nbytes, start, stop), *((first * size, last * size) for size in sizes)
+
+    def decode(self, inputs: Sequence[Bytes], start: int, stop: int) -> tuple[Dense, int]:
+        data, scale, offset = inputs
+        shifts = range(0, 8, self.nbits)
+        codes = unpack_blocked(data, self.nbits, shifts, start, stop, size=self.codes.nbytes)
+        multiply: Step = np.multiply, finite_factors(self.scale, scale)
         if self.shift.dtype.name in _ZERO_POINTS:
             zeros = offset.view(np.int8).astype(np.float32)
             return self.groups.apply(codes, start, ((np.subtract, zeros), multiply), self.dtype)
         subtract: Step = np.subtract, finite_factors(self.shift, offset)
         return self.groups.apply(codes, start, (multiply, subtract), self.dtype)
-
-
-def _cut(tensor: TensorSpec, data: Bytes, groups: Range) -> Bytes:
-    size = tensor.dtype.itemsize
-    return data[groups[0] * size : groups[1] * size]

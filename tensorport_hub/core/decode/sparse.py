@@ -7,9 +7,8 @@ or in F8 or I8 with a `weight_scale`: one in all ([] or [1]), one a row ([O, 1] 
 the scale's dtype.
 
 Arithmetic: out[mask] = values, 0 elsewhere; then f32(value) * f32(scale) in float32. Unscaled values keep
-their bits; a NaN scale is an error. Rows of 2:4 matrices whose columns come in fours hold I / 2 values each
-and decode alone; others begin where the mask's bits before them say, so all bytes are held. Each row's mask
-is checked against the values.
+their bits; a NaN scale is an error. Rows of 2:4 matrices whose columns come in fours hold I / 2 values each;
+others begin where the mask's bits before them say. Each row's mask is checked against the values.
 
 Source: compressed-tensors 0.9, `sparse_24_bitmask.py`, `sparse_bitmask.py`.
 """
@@ -32,6 +31,8 @@ from tensorport_hub.errors import CheckpointError
 
 _FLOATS = ("F16", "BF16", "F32")
 _SCALED = ("F8_E4M3", "F8_E5M2", "I8")
+_COUNTED = 1 << 20
+"""Bytes of a mask that are counted at a time."""
 
 
 @dataclass(frozen=True, init=False)
@@ -172,6 +173,14 @@ def _eighths(name: str) -> Floats:
     return byte.view(np.int8).astype(np.float32) if name == "I8" else as_float32(byte, name)
 
 
+@cache
+def _ones() -> Bytes:
+    """Byte -> its set bits."""
+    bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)
+    ones: Bytes = bits.sum(axis=1, dtype=np.uint8)
+    return ones
+
+
 class Sparse24(_Sparse):
     """2:4 sparsity, columns in fours: each row holds half as many values as it has columns."""
 
@@ -207,41 +216,94 @@ class Sparse24(_Sparse):
 
 
 class SparseBitmask(_Sparse):
-    """Any sparsity: rows begin where the mask says."""
+    """Any sparsity: rows begin where the mask says. Only what `settled` returns decodes."""
 
     scheme: ClassVar[str] = "sparse_bitmask"
-    held: ClassVar[bool] = True
+    indexed: ClassVar[bool] = True
+
+    @property
+    def unit(self) -> int:
+        return self._data.dtype.itemsize
 
     def spans(self, start: int, stop: int) -> tuple[Range, ...]:
+        """All values; the mask from the first row on, unless offsets say how many values lie before."""
         first, last = start // self.columns, -(-stop // self.columns)
-        found = [(0, self._data.nbytes), (0, self.tensors[1].nbytes)]
+        width = -(-self.columns // 8)
+        found = [(0, self._data.nbytes), (first * width if self.offsets == "stored" else 0, last * width)]
         if self.scaled == "yes":
             found.append(self._scale_span(first, last))
         if self.offsets == "stored":
-            found.append((0, self.tensors[-1].nbytes))
+            found.append((8 * first, 8 * min(last + 1, self.rows)))
         return tuple(found)
 
-    def decode(self, inputs: Sequence[Bytes], start: int, stop: int) -> tuple[Dense, int]:
+    def settled(self, companions: Sequence[Bytes], start: int, stop: int) -> SparseBitmask:
         first, last = start // self.columns, -(-stop // self.columns)
-        width = -(-self.columns // 8)
-        mask = self._mask(inputs[1][first * width : last * width], first, last)
-        count = int(np.count_nonzero(mask))
-        begin = self._begin(inputs, first)
-        item = self._data.dtype.itemsize
-        stored = inputs[0][begin * item : (begin + count) * item]
-        end = self._begin(inputs, last)
-        if begin < 0 or begin + count != end or stored.size != count * item:
+        counts = self._counts(companions[0])
+        before, own = np.split(counts, [counts.size - (last - first)])
+        stored = companions[-1].view("<i8") if self.offsets == "stored" else np.empty(0, np.int64)
+        begins = np.zeros(own.size + 1, np.int64)
+        np.cumsum(own, out=begins[1:])
+        begins += stored[0] if stored.size else before.sum()
+        told = np.concatenate([stored, begins[stored.size :]])
+        if last == self.rows:
+            told[-1] = self._data.numel
+        told = np.clip(told, 0, self._data.numel)
+        if not np.array_equal(told, begins):
+            row = int(np.argmax(told != begins))
             raise CheckpointError(
-                f"bit mask {self.tensors[1]} of `{self._data.name}`: expected {end - begin} values in rows"
-                f" {first} to {last}, got {count}"
+                f"bit mask {self.tensors[1]} of `{self._data.name}`: expected {told[row]} values before row"
+                f" {first + row}, got {begins[row]}"
             )
-        return self._spread(inputs, mask, stored), 0
+        return _Settled(self, first, begins)
 
-    def _begin(self, inputs: Sequence[Bytes], row: int) -> int:
-        """The number of values before a row."""
-        if row == self.rows:
-            return self._data.numel
-        if self.offsets == "stored":
-            return int(inputs[-1].view("<i8")[row])
-        mask = inputs[1].reshape(self.rows, -1)[:row]
-        return int(np.count_nonzero(self._mask(mask.reshape(-1), 0, row)))
+    def _counts(self, mask: Bytes) -> npt.NDArray[np.int64]:
+        """Set bits of each row."""
+        width = -(-self.columns // 8)
+        rows = mask.reshape(-1, width)
+        counts = np.empty(len(rows), np.int64)
+        step = max(1, _COUNTED // width)
+        for at in range(0, len(rows), step):
+            ones = np.take(_ones(), rows[at : at + step], mode="clip")
+            if self.columns % 8:
+                ones[:, -1] = _ones()[rows[at : at + step, -1] & ((1 << self.columns % 8) - 1)]
+            np.sum(ones, axis=1, dtype=np.int64, out=counts[at : at + step])
+        return counts
+
+    def decode(self, inputs: Sequence[Bytes], start: int, stop: int) -> tuple[Dense, int]:
+        raise AssertionError("only what is settled knows where its values begin")
+
+
+class _Settled(SparseBitmask):
+    """Rows from `first` on, which begin with the values that `begins` numbers."""
+
+    _first: int
+    _begins: npt.NDArray[np.int64]
+
+    def __init__(self, of: SparseBitmask, first: int, begins: npt.NDArray[np.int64]) -> None:
+        super().__init__(
+            *of.tensors,
+            columns=of.columns,
+            group_size=of.group_size,
+            scaled=of.scaled,
+            offsets=of.offsets,
+        )
+        object.__setattr__(self, "_first", first)
+        object.__setattr__(self, "_begins", begins)
+
+    def settled(self, companions: Sequence[Bytes], start: int, stop: int) -> SparseBitmask:
+        return self
+
+    def spans(self, start: int, stop: int) -> tuple[Range, ...]:
+        first, last = start // self.columns, -(-stop // self.columns)
+        item, width = self._data.dtype.itemsize, -(-self.columns // 8)
+        begin, end = (int(self._begins[row - self._first]) for row in (first, last))
+        return (begin * item, end * item), (first * width, last * width), *super().spans(start, stop)[2:]
+
+    def reached(self, stop: int) -> int:
+        values = stop // self._data.dtype.itemsize
+        row = int(np.searchsorted(self._begins, values, side="right")) - 1
+        return (self._first + row) * self.columns
+
+    def decode(self, inputs: Sequence[Bytes], start: int, stop: int) -> tuple[Dense, int]:
+        mask = self._mask(inputs[1], start // self.columns, -(-stop // self.columns))
+        return self._spread(inputs, mask, inputs[0]), 0

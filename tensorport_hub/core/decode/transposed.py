@@ -1,8 +1,7 @@
 """Codes stored [..., in, out] that come out [..., out, in]: what GPTQ, AWQ gemm and Quark int4 share.
 
 Layout: a packed weight, packed zero points with a row for each group, and `scales` [..., G, O]. A leading
-axis counts experts. A range of output rows is a strip of stored columns, so every input is held whole; of
-it, only the strip is unpacked.
+axis counts experts. A range of output rows of one expert is a strip of stored columns in each of the three.
 
 Arithmetic: f32(q - z) * f32(scale) in float32, the difference exact. Output in the scale's dtype; 0 times a
 negative scale is -0. A NaN scale is an error.
@@ -11,21 +10,20 @@ negative scale is -0. A NaN scale is an error.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
 from tensorport_hub.core.decode.bits import Floats, as_float32
 from tensorport_hub.core.decode.decoder import Bytes, Decoder, Dense
 from tensorport_hub.core.decode.groups import scale_groups
+from tensorport_hub.core.ranges import Range
+from tensorport_hub.core.strips import Strip, strip
 from tensorport_hub.core.tensor import DType, TensorSpec
 from tensorport_hub.errors import CheckpointError
-
-Matrix = npt.NDArray[Any]
 
 SCALES = ("F16", "BF16", "F32")
 
@@ -70,46 +68,50 @@ class Transposed(Decoder):
     def shape(self) -> tuple[int, ...]:
         return (*self.scales.shape[:-2], self.rows, self.columns)
 
-    def decode(self, inputs: Sequence[Bytes], start: int, stop: int) -> tuple[Dense, int]:
-        stacks = [
-            stored.view(tensor.dtype.numpy).reshape(-1, *tensor.shape[-2:])
-            for tensor, stored in zip(self.inputs[:2], inputs[:2], strict=True)
-        ]
-        scales = inputs[2].reshape(-1, self.groups, self.rows * self.scales.dtype.itemsize)
+    @property
+    def panel(self) -> int:
+        """The items of one expert."""
+        return max(self.rows * self.columns, 1)
+
+    def needs(self, start: int, stop: int) -> tuple[Strip, ...]:
+        expert, first, last = self._rows(start, stop)
         size = self.scales.dtype.itemsize
-        parts = []
-        for expert, first, last in self._strips(start, stop):
-            strip = np.ascontiguousarray(scales[expert, :, first * size : last * size]).reshape(-1)
-            factors = as_float32(strip, self.dtype.name).reshape(self.groups, last - first).T
-            if np.isnan(factors).any():
-                raise CheckpointError(f"scales {self.scales}: expected numbers, got NaN")
-            values = self._codes(stacks[0][expert], first, last)
-            zeros = self._zero_points(stacks[1][expert], first, last)
-            self._scale(values, zeros, factors, inputs, expert)
-            parts.append(values.reshape(-1))
-        return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.float32), *parts]), 0
+        columns = (*self._stored_bytes(first, last), (first * size, last * size))
+        return tuple(_strip(tensor, expert, *c) for tensor, c in zip(self.inputs[:3], columns, strict=True))
 
-    def _strips(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-        """Items as experts with their first and last row."""
+    def decode(self, inputs: Sequence[Bytes], start: int, stop: int) -> tuple[Dense, int]:
+        _, first, last = self._rows(start, stop)
+        weight, zeros, scales = (
+            stored.reshape(tensor.shape[-2], -1)
+            for tensor, stored in zip(self.inputs[:3], inputs[:3], strict=True)
+        )
+        flat = as_float32(np.ascontiguousarray(scales).reshape(-1), self.dtype.name)
+        factors = flat.reshape(self.groups, last - first).T
+        if np.isnan(factors).any():
+            raise CheckpointError(f"scales {self.scales}: expected numbers, got NaN")
+        values = self._codes(weight, first, last)
+        self._scale(values, self._zero_points(zeros, first, last), factors, inputs)
+        return values.reshape(-1), 0
+
+    def _rows(self, start: int, stop: int) -> tuple[int, int, int]:
+        """Items of one expert as the expert, its first and its last row."""
         columns = max(self.columns, 1)
-        row, end = start // columns, -(-stop // columns)
-        while row < end:
-            expert, first = divmod(row, self.rows)
-            last = min(self.rows, first + end - row)
-            yield expert, first, last
-            row += last - first
+        expert, first = divmod(start // columns, max(self.rows, 1))
+        return expert, first, first + -(-stop // columns) - start // columns
 
     @abstractmethod
-    def _codes(self, stored: Matrix, first: int, last: int) -> Floats:
-        """Codes of output rows `first:last` of one expert: [last - first, I], fresh and contiguous."""
+    def _stored_bytes(self, first: int, last: int) -> tuple[Range, Range]:
+        """The bytes of each stored row, of weight and zero points, that hold output rows `first:last`."""
 
     @abstractmethod
-    def _zero_points(self, stored: Matrix, first: int, last: int) -> Floats:
-        """Zero points of output rows `first:last` of one expert: [last - first, G]."""
+    def _codes(self, stored: Bytes, first: int, last: int) -> Floats:
+        """Codes of output rows `first:last` from their strip: [last - first, I], fresh and contiguous."""
 
-    def _scale(
-        self, codes: Floats, zeros: Floats, scales: Floats, inputs: Sequence[Bytes], expert: int
-    ) -> None:
+    @abstractmethod
+    def _zero_points(self, stored: Bytes, first: int, last: int) -> Floats:
+        """Zero points of output rows `first:last` from their strip: [last - first, G]."""
+
+    def _scale(self, codes: Floats, zeros: Floats, scales: Floats, inputs: Sequence[Bytes]) -> None:
         """Turn codes into values, in place."""
         scale_groups(codes, zeros, scales, self.group_size)
 
@@ -133,6 +135,12 @@ class Transposed(Decoder):
                 f"{layout} zero points {zeros}: expected {zeros_dtype} {[*lead, *zeros_shape]} to match"
                 f" `{self.qweight.name}` and `{scales.name}`, got {zeros.dtype} {[*zeros.shape]}"
             )
+
+
+def _strip(tensor: TensorSpec, expert: int, first: int, last: int) -> Strip:
+    """Bytes `first:last` of all rows of one expert."""
+    rows, pitch = tensor.shape[-2], tensor.shape[-1] * tensor.dtype.itemsize
+    return strip(expert * rows * pitch, pitch, rows, first, last)
 
 
 def check_groups(layout: str, scales: TensorSpec, columns: int, groups: int, size: int) -> None:

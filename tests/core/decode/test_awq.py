@@ -15,6 +15,7 @@ from tensorport_hub.core.decode.awq_gemv import AwqGemv, AwqGemvFast
 from tensorport_hub.core.decode.decoder import Decoder
 from tensorport_hub.core.decode.table import bind
 from tensorport_hub.errors import CheckpointError
+from tests.core.held import decoded_items
 from tests.core.samples import specs
 
 NUMPY = {"BF16": ml_dtypes.bfloat16, "F16": np.float16, "F32": np.float32}
@@ -88,10 +89,8 @@ class Case:
             self.decoder = (AwqGemv if layout == "gemv" else AwqGemvFast)(*self.tensors, size=size)
 
     def decode(self, start: int, stop: int) -> np.ndarray:
-        """Items of a range, from the bytes of its spans."""
-        spans = self.decoder.spans(start, stop)
-        cut = [data[a:b] for data, (a, b) in zip(self.stored, spans, strict=True)]
-        values, overflow = self.decoder.decode(cut, start, stop)
+        """Items of a range, from the bytes that it needs."""
+        values, overflow = decoded_items(self.decoder, self.stored, start, stop)
         assert overflow == 0
         assert values.dtype == np.float32
         return values
@@ -101,7 +100,7 @@ def check(layout: str, **options) -> None:
     """The whole, and every row by itself, equal plain Python's; a plan's JSON makes the decoder again."""
     case = Case(layout, **options)
     decoder = case.decoder
-    assert decoder.held == (layout != "gemv")
+    assert decoder.held == (layout == "gemm")
     assert decoder.shape == case.want.shape
     assert decoder.dtype.name == options.get("scale", "F16")
     assert case.decode(0, decoder.items).tobytes() == case.want.tobytes()

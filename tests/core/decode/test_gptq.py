@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tensorport_hub.core.decode.gptq import Gptq, GptqOrdered
 from tensorport_hub.core.decode.table import bind
 from tensorport_hub.errors import CheckpointError
+from tests.core.held import decoded_items
 from tests.core.samples import specs
 
 NUMPY = {"BF16": ml_dtypes.bfloat16, "F16": np.float16, "F32": np.float32}
@@ -75,10 +76,8 @@ class Case:
         )
 
     def decode(self, start: int, stop: int) -> np.ndarray:
-        """Items of a range, from the bytes of its spans."""
-        spans = self.decoder.spans(start, stop)
-        cut = [data[a:b] for data, (a, b) in zip(self.stored, spans, strict=True)]
-        values, overflow = self.decoder.decode(cut, start, stop)
+        """Items of a range, from the bytes that it needs."""
+        values, overflow = decoded_items(self.decoder, self.stored, start, stop)
         assert overflow == 0
         assert values.dtype == np.float32
         return values

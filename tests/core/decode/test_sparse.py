@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tensorport_hub.core.decode.sparse import Sparse24, SparseBitmask
 from tensorport_hub.core.decode.table import bind
 from tensorport_hub.errors import CheckpointError
+from tests.core.held import decoded_items
 from tests.core.samples import specs
 
 NUMPY = {
@@ -60,9 +61,8 @@ def sample(kind="24", dtype="BF16", rows=6, columns=12, scales=None, seed=0):
 
 
 def decode(decoder, stored, start, stop):
-    """A range from nothing but its spans."""
-    spans = decoder.spans(start, stop)
-    return decoder.decode([data[a:b] for data, (a, b) in zip(stored, spans, strict=True)], start, stop)[0]
+    """A range from nothing but the bytes that it needs."""
+    return decoded_items(decoder, stored, start, stop)[0]
 
 
 @pytest.mark.parametrize("kind", ["24", "quads", "any", "offsets"])

@@ -1,0 +1,39 @@
+"""What is read beside the walks: companions, parts and tiles that nothing feeds, and second readings."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tensorport_hub.core.decode.decoder import Bytes
+from tensorport_hub.core.strips import Strip, contiguous, gather
+from tensorport_hub.engine.blocks import StopFlag, Stopped
+from tensorport_hub.ports import BytesRead, Report, Source
+
+
+class Reader:
+    """Reads ranges and strips, `block` bytes at a time; shared by all threads."""
+
+    def __init__(self, source: Source, block: int, stop: StopFlag, report: Report) -> None:
+        self._source, self._stop, self._report = source, stop, report
+        self.block = block
+
+    def range(self, file: str, start: int, stop: int) -> Bytes:
+        """A range in a buffer of its own."""
+        return self.strip(file, contiguous(start, stop))
+
+    def strip(self, file: str, wanted: Strip) -> Bytes:
+        """A strip, row after row, in a buffer of its own; what lies between rows needs one more block."""
+        into = np.empty(wanted.nbytes, np.uint8)
+        gaps = wanted.asked > wanted.nbytes
+        passing = np.empty(min(self.block, wanted.asked) if gaps else 0, np.uint8)
+        at = 0
+        for start, stop in wanted.reads(self.block):
+            if self._stop:
+                raise Stopped
+            target = passing[: stop - start] if gaps else into[at : at + stop - start]
+            self._source.read_into(file, start, target.data)
+            self._report(BytesRead(file, stop - start))
+            if gaps:
+                gather(wanted, into, target, start)
+            at += stop - start
+        return into
