@@ -71,6 +71,10 @@ class LimitError(TensorportError):
     exit_code = 7
 
 
+class LossError(LimitError):
+    """A value that the target precision can't hold: the same run can never succeed."""
+
+
 def gather(
     kind: type[TensorportError], problems: Sequence[str], *, hint: str = "", most: int = 20
 ) -> TensorportError:

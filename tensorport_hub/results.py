@@ -11,11 +11,17 @@ from tensorport_hub.core.plan import Plan
 
 @dataclass(frozen=True)
 class Stats:
-    """What a run cost."""
+    """What a run cost.
+
+    Attributes:
+        parts: files of weights that the mirror has.
+        parts_resumed: those of them that an earlier run had made.
+    """
 
     tensors: int
     parameters: int
     parts: int
+    parts_resumed: int
     bytes_read: int
     bytes_written: int
     bytes_published: int
@@ -32,7 +38,8 @@ class MirrorResult:
     Attributes:
         destination: repository id, or the folder's absolute path.
         commit_url: page of the commit; None for a folder.
-        pr_url: page of the pull request, where one was asked for.
+        commit: what readers see; with `pr_url`, the head of the pull request; None for a folder.
+        pr_url: page of the pull request, where one is left open.
         manifest: manifest.json, parsed.
         losses: tensor name -> (overflows, underflows), where rounding cost anything.
         changed: False where the destination held exactly this already.
@@ -54,6 +61,8 @@ class PlanResult:
     """What a mirror run would do.
 
     Attributes:
+        standing: the destination holds exactly this already.
+        checkpoints: about how many a run makes before it publishes; None: one commit does it all.
         bytes_in: source bytes that will be read, those twice included.
         bytes_again: the part of it that order forces to be read a second time.
     """
@@ -63,6 +72,8 @@ class PlanResult:
     destination: str
     exists: bool
     private: bool | None
+    standing: bool
+    checkpoints: int | None
     files_in: int
     bytes_in: int
     bytes_again: int

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
@@ -108,6 +109,18 @@ _hub_options = _group(
         "--private/--public", default=None, help="Visibility of a new repository (as the source's)."
     ),
     click.option("--i-have-rights", is_flag=True, help="A gated or private source may be published openly."),
+    click.option(
+        "--checkpoint-every",
+        metavar="SIZE",
+        default="20GB",
+        show_default=True,
+        help="How much a crash may cost.",
+    ),
+    click.option("--pr", "create_pr", is_flag=True, help="Leave an open pull request."),
+    click.option("--branch", metavar="B", help="Publish on this branch (main)."),
+)
+_restart_option = click.option(
+    "--restart/--resume", default=False, help="Begin anew, or continue an interrupted run (--resume)."
 )
 _token_option = click.option("--token", metavar="T", help="Hub token (HF_TOKEN, or `hf auth login`).")
 _output_options = _group(
@@ -131,6 +144,7 @@ def cli() -> None:
 @_content_options
 @_limit_options
 @_hub_options
+@_restart_option
 @click.option("--commit-message", metavar="TEXT", help="Message of the commit.")
 @_token_option
 @_output_options
@@ -149,6 +163,7 @@ def mirror(src: str, dst: str | None, **options: Any) -> None:
 @_source_options
 @_content_options
 @_limit_options
+@_restart_option
 @_token_option
 @_output_options
 def convert(src: str, dst: str, **options: Any) -> None:
@@ -249,7 +264,9 @@ def main(argv: list[str] | None = None) -> NoReturn:
         _tell(error, words)
     except click.Abort as error:  # how click passes an interrupt on
         code = 143 if isinstance(error.__cause__, _Terminated) else 130
-        click.echo("interrupted: nothing was published; the same command starts again", err=True)
+        click.echo("interrupted: readers see nothing of it", err=True)
+        if words[0] in ("mirror", "convert"):
+            click.echo(f"hint: `{_again(words)}` continues", err=True)
         sys.stderr.flush()
         os._exit(code)  # threads may still wait for a silent server
     except BrokenPipeError:
@@ -257,6 +274,17 @@ def main(argv: list[str] | None = None) -> NoReturn:
         code = 141
     sys.stdout.flush()
     sys.exit(code)
+
+
+def _again(words: Sequence[str]) -> str:
+    """The command that continues an interrupted one; without the token, which belongs on no screen."""
+    kept: list[str] = []
+    hidden = False
+    for word in words:
+        if not hidden and word != "--restart" and not word.startswith("--token="):
+            kept += [] if word == "--token" else [word]
+        hidden = word == "--token"
+    return shlex.join(["tensorport-hub", *kept])
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> None:

@@ -27,6 +27,7 @@ from tensorport_hub.ports import (
     PartDone,
     PartRetried,
     Planned,
+    Resumed,
     Waiting,
     Warned,
 )
@@ -49,11 +50,16 @@ class _Counts:
     def __init__(self) -> None:
         self.begun = monotonic()
         self.parts = self.parts_done = self.total = self.read = self.written = self.verified = 0
+        self.resumed = 0
 
     def add(self, event: Event) -> None:
         match event:
             case Planned(parts=parts, bytes_out=total):
                 self.parts, self.total, self.begun = parts, total, monotonic()
+            case Resumed(parts=parts, nbytes=nbytes):
+                self.parts_done += parts
+                self.written += nbytes
+                self.resumed = nbytes
             case BytesRead(nbytes=nbytes):
                 self.read += nbytes
             case BytesWritten(nbytes=nbytes):
@@ -64,7 +70,7 @@ class _Counts:
                 self.verified += 1
 
     def text(self) -> str:
-        rate = self.written / max(monotonic() - self.begun, 1e-3)
+        rate = (self.written - self.resumed) / max(monotonic() - self.begun, 1e-3)
         memory = memory_now()
         held = f", memory {format_size(memory)}" if memory is not None else ""
         return (
@@ -83,8 +89,11 @@ def remark(event: Event) -> str | None:
             return f"waiting {seconds:.0f} s: {reason}"
         case PartRetried(path=path, attempt=attempt, reason=reason):
             return f"retrying {path} (attempt {attempt}): {reason}"
+        case Resumed(parts=parts, nbytes=nbytes):
+            return f"continuing: {parts:,} files with {format_size(nbytes)} are there already"
         case Committed(published=published):
-            return f"published {published.location}" + ("" if published.changed else " (nothing changed)")
+            word = "offered on" if published.pr_url else "published"
+            return f"{word} {published.location}" + ("" if published.changed else " (nothing changed)")
     return None
 
 

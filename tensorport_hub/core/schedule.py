@@ -20,6 +20,7 @@ from functools import cached_property
 from heapq import heappop, heappush
 from typing import Literal
 
+from tensorport_hub.core.journal import Remaining
 from tensorport_hub.core.plan import Part, Plan, WeightFile
 from tensorport_hub.core.ranges import Range, coalesce
 
@@ -114,27 +115,22 @@ class Schedule:
 
     Args:
         plan: what is to be made.
+        left: the files to walk and the parts to make of them.
         block: bytes to fetch at a time, but never less than one grain.
         keep: bytes of companions that each walk may keep.
     """
 
-    def __init__(self, plan: Plan, *, block: int, keep: int) -> None:
-        self._plan, self._block, self._keep = plan, block, keep
+    def __init__(self, plan: Plan, left: Remaining, *, block: int, keep: int) -> None:
+        self._plan, self._left, self._block, self._keep = plan, left, block, keep
 
     @cached_property
     def _uses(self) -> dict[str, list[_Use]]:
         uses: dict[str, list[_Use]] = {file.path: [] for file in self._plan.files}
+        wanted = self._left.make | self._left.prove
         for part in self._plan.parts:
-            uses[self._plan.recipes[part.recipe].decoder.inputs[0].file].append(_use(self._plan, part))
+            if part.index in wanted:
+                uses[self._plan.recipes[part.recipe].decoder.inputs[0].file].append(_use(self._plan, part))
         return uses
-
-    @cached_property
-    def _whole(self) -> frozenset[str]:
-        verify = self._plan.options.verify_source
-        if verify == "no":
-            return frozenset()
-        partial = self._plan.partial if verify == "auto" else ()
-        return frozenset(file.path for file in self._plan.files if file.path not in partial)
 
     def walk(self, file: WeightFile) -> Walk:
         """How `file` is read. Under `auto` it is read whole where every tensor of it is wanted."""
@@ -142,12 +138,16 @@ class Schedule:
         empty = tuple(use.part for use in uses if use.start == use.stop)
         filled = [use for use in uses if use.start < use.stop]
         fed = [use for use in filled if not use.apart]
-        walker = _Walker(file.path, fed, self._whole, self._keep)
+        walker = _Walker(file.path, fed, self._plan.read_whole, self._keep)
         return walker.walk(file, empty, [use for use in filled if use.apart], self._block)
 
     def bytes_again(self) -> int:
-        """Bytes of the whole plan that order forces to be read twice."""
-        return sum(self.walk(file).bytes_again for file in self._plan.files)
+        """Bytes that order forces to be read twice."""
+        return sum(self.walk(file).bytes_again for file in self._left.files)
+
+    def bytes_read(self) -> int:
+        """Bytes that all walks ask the source for."""
+        return sum(self.walk(file).bytes_read for file in self._left.files)
 
 
 def _use(plan: Plan, part: Part) -> _Use:

@@ -88,13 +88,13 @@ class HubClient:
             raise DestinationError(
                 "writing to the Hub needs a token", hint="log in with `hf auth login`, or set `HF_TOKEN`"
             )
-        return str(self._call(lambda: self._api.whoami(), "the account", DestinationError)["name"])
+        return str(self.call(lambda api: api.whoami(), "the account", DestinationError)["name"])
 
     def repo_state(self, repo_id: str, revision: str | None, refusal: Refusal) -> RepoState:
         """One request: the commit that `revision` names now, and all files with sizes and digests."""
         at = f" at `{revision}`" if revision else ""
-        info = self._call(
-            lambda: self._api.model_info(repo_id, revision=revision, files_metadata=True),
+        info = self.call(
+            lambda api: api.model_info(repo_id, revision=revision, files_metadata=True),
             f"repository `{repo_id}`{at}",
             refusal,
         )
@@ -127,11 +127,11 @@ class HubClient:
             hf_raise_for_status(response)
             return bytes(response.content)
 
-        return self._call(get, f"`{path}` of `{repo_id}`", DestinationError)
+        return self.call(lambda api: get(), f"`{path}` of `{repo_id}`", DestinationError)
 
     def create_repo(self, repo_id: str, *, private: bool) -> None:
-        self._call(
-            lambda: self._api.create_repo(repo_id, private=private, exist_ok=True),
+        self.call(
+            lambda api: api.create_repo(repo_id, private=private, exist_ok=True),
             f"repository `{repo_id}`",
             DestinationError,
         )
@@ -139,8 +139,8 @@ class HubClient:
     def lfs_batch(self, repo_id: str, receipt: Receipt) -> LfsUpload | None:
         """How to upload an object; None where the Hub has it already."""
         info = UploadInfo(size=receipt.size, sample=b"", sha256=bytes.fromhex(receipt.sha256))
-        objects, errors, _ = self._call(
-            lambda: post_lfs_batch_info(
+        objects, errors, _ = self.call(
+            lambda api: post_lfs_batch_info(
                 [info], None, "model", repo_id, endpoint=self.endpoint, headers=self.headers()
             ),
             f"upload of `{receipt.path}`",
@@ -167,8 +167,8 @@ class HubClient:
     def lfs_paths(self, repo_id: str, files: Sequence[tuple[str, bytes]]) -> frozenset[str]:
         """Which of these files the Hub stores as LFS: by its attributes, or as large or binary."""
         operations = [CommitOperationAdd(path, content) for path, content in files]
-        self._call(
-            lambda: _fetch_upload_modes(
+        self.call(
+            lambda api: _fetch_upload_modes(
                 additions=operations,
                 repo_type="model",
                 repo_id=repo_id,
@@ -184,32 +184,38 @@ class HubClient:
     def commit(
         self,
         repo_id: str,
+        revision: str,
         *,
         uploaded: Sequence[Receipt],
         small: Sequence[tuple[str, bytes]],
         deleted: Sequence[str],
-        parent: str | None,
+        parent: str,
         message: str,
-    ) -> tuple[str, str]:
-        """One commit through the client's own call; (commit id, its page).
+    ) -> str:
+        """One commit through the client's own call; its id.
 
         Args:
+            revision: a branch, or the ref of a pull request.
             uploaded: content that the Hub's storage holds already.
             small: files that travel with the commit.
             deleted: paths to remove.
-            parent: the commit that `main` must still be at.
+            parent: the commit that the ref must still be at.
         """
         operations: list[Any] = [_uploaded(receipt) for receipt in uploaded]
         operations += [CommitOperationAdd(path, content) for path, content in small]
         operations += [CommitOperationDelete(path) for path in deleted]
-        info = self._call(
-            lambda: self._api.create_commit(
-                repo_id, operations, commit_message=message, parent_commit=parent, revision="main"
+        info = self.call(
+            lambda api: api.create_commit(
+                repo_id, operations, commit_message=message, parent_commit=parent, revision=revision
             ),
-            f"the commit to `{repo_id}`",
+            f"the commit to `{revision}` of `{repo_id}`",
             DestinationError,
         )
-        return str(info.oid), str(info.commit_url)
+        return str(info.oid)
+
+    def page(self, repo_id: str, commit: str) -> str:
+        """The page of a commit."""
+        return f"{self.endpoint}/{repo_id}/commit/{commit}"
 
     def hub_url(self, url: str) -> str:
         """A URL that the Hub gave, on the endpoint that the user named."""
@@ -218,13 +224,18 @@ class HubClient:
     def xet_write_token_url(self, repo_id: str) -> str:
         return f"{self.endpoint}/api/models/{repo_id}/xet-write-token/main"
 
-    def _call(self, call: Callable[[], T], what: str, refusal: Refusal) -> T:
+    def call(self, call: Callable[[HfApi], T], what: str, refusal: Refusal = DestinationError) -> T:
+        """A call of the client's public interface; its exceptions become ours."""
         with _translated(what, refusal):
-            return call()
+            return call(self._api)
 
 
 class _Absent(DestinationError):
     """A destination repository that is not there."""
+
+
+class Forbidden(DestinationError):
+    """This account may not do that."""
 
 
 @contextmanager
@@ -253,6 +264,8 @@ def _refused(error: HfHubHTTPError, what: str, refusal: Refusal) -> TensorportEr
         made.hint = "check the name; a private repository needs a token that may read it"
         if refusal is DestinationError:
             return _Absent(made.message, hint=made.hint)
+    if response.status_code == 403 and refusal is DestinationError:
+        return Forbidden(made.message, hint=made.hint)
     return made
 
 

@@ -39,6 +39,8 @@ class _Link:
 class HubSource:
     """One commit of a model repository."""
 
+    stamp = ""
+
     def __init__(self, client: HubClient, state: RepoState, *, read_seconds: float, report: Report) -> None:
         self._client, self._report = client, report
         self._http = http.Http(read_seconds=read_seconds)

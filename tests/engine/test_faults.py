@@ -33,7 +33,7 @@ from tests.engine.models import (
     stored,
     write_in_order,
 )
-from tests.fakes import FlakySink, FlakySource, MemorySink, MemorySource
+from tests.fakes import FlakySink, FlakySource, MemorySink, MemorySource, everything
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -108,7 +108,7 @@ class TestPassingFaults:
         source, sink = MemorySource(FILES), MemorySink()
         given_ = allotment(block=1000)
         run_plan(PLAN, source, FlakySink(sink, "finish", path="*/pair.npy"), given_)
-        schedule = Schedule(PLAN, block=given_.block, keep=given_.keep)
+        schedule = Schedule(PLAN, everything(PLAN), block=given_.block, keep=given_.keep)
         walked = sum(schedule.walk(file).bytes_read for file in PLAN.files)
         assert source.bytes_read == walked + PAIR.blocks.nbytes
         assert max(read.stop - read.start for read in source.reads) <= 1000
