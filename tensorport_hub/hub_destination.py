@@ -54,6 +54,7 @@ class HubDestination:
         self._client, self._publication, self._report = client, publication, report
         self._read_seconds = read_seconds
         self._paths: Sequence[str] = ()
+        self._manifests: dict[str, bytes] = {}
         self.name = repo_id
         self.streams = publication.transfer != "lfs"
         self._there = self._look()
@@ -96,6 +97,11 @@ class HubDestination:
         )
 
     def _manifest(self, state: RepoState) -> bytes:
+        if state.commit not in self._manifests:
+            self._manifests[state.commit] = self._read_manifest(state)
+        return self._manifests[state.commit]
+
+    def _read_manifest(self, state: RepoState) -> bytes:
         return retried(lambda: self._client.read_file(self.name, manifest.PATH, state.commit), self._report)
 
     def check(self, plan: Plan, paths: Sequence[str]) -> None:

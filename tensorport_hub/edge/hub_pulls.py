@@ -75,21 +75,22 @@ class PullRequests:
         )
         return int(made.num)
 
-    def set_status(self, num: int, status: Any, comment: str = "") -> None:
-        """Open a draft, or close one; nothing where it is so already."""
+    def set_status(self, num: int, status: Any, comment: str = "") -> bool:
+        """Open a draft, or close one; False where it is so already."""
         for failures in range(1, ATTEMPTS + 1):
             if self.look_up(num).status == status:
-                return
+                return failures > 1
             try:
                 self._client.call(
                     lambda api: api.change_discussion_status(self._repo_id, num, status, comment=comment),
                     self._name(num),
                 )
-                return
+                return True
             except TensorportError as error:
                 if not error.transient or failures == ATTEMPTS:
                     raise
                 pause(error, failures, self._report)
+        raise AssertionError("unreachable")
 
     def merge(self, num: int) -> str:
         """Merge one; the commit that it made. An answer that was lost is looked up.

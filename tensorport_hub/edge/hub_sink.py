@@ -103,8 +103,8 @@ class HubSink:
         assert self._work is not None
         work, repo_id = self._work, self._target.repo_id
         if self._offer:
-            work.offer()
-            return Published(repo_id, work.ref.commit, work.ref.page, changed=True, pr_url=work.url)
+            changed = work.offer()
+            return Published(repo_id, work.ref.commit, work.ref.page, changed, work.url)
         commit = work.publish()
         return Published(repo_id, commit, self._client.page(repo_id, commit), changed=True)
 

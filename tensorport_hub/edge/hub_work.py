@@ -142,11 +142,11 @@ class Work:
             raise moved(now, self.target.commit)
         return commit
 
-    def offer(self) -> None:
-        """Leave the complete pull request open for somebody to merge."""
+    def offer(self) -> bool:
+        """Leave the complete pull request open for somebody to merge; False where it is open already."""
         assert self._pulls is not None
         assert self.num is not None
-        self._pulls.set_status(self.num, "open")
+        return self._pulls.set_status(self.num, "open")
 
     def close(self, comment: str) -> None:
         """Give it up, or tidy up behind a publication."""
