@@ -183,11 +183,11 @@ def open_work(target: HubRef, request: Request, *, restart: bool) -> Work:
 
 def _pull_request(target: HubRef, request: Request, *, restart: bool) -> Work:
     pulls = PullRequests(target.client, target.repo_id, target.report)
-    own = _own(pulls, target, request, tell=True)
     if restart:
-        for found in own:
-            pulls.set_status(found.num, "closed", "given up by `--restart`")
-        own = []
+        for found in _carrying(pulls, request):
+            if found.author == request.me:
+                pulls.set_status(found.num, "closed", "given up by `--restart`")
+    own = _own(pulls, target, request, tell=True)
     if not own:
         own = _create(pulls, target, request)
     for extra in own[1:]:
@@ -218,10 +218,7 @@ def _own(pulls: PullRequests, target: HubRef, request: Request, *, tell: bool) -
         DestinationError: one stands on another commit than the target's.
     """
     own = []
-    for found in pulls.open_ones():
-        carried = _KEY.search(found.description)
-        if carried is None or carried.group(1) != request.key:
-            continue
+    for found in _carrying(pulls, request):
         authors = pulls.authors(found.ref, target.commit) if found.author == request.me else frozenset()
         if authors is None:
             raise DestinationError(
@@ -235,6 +232,16 @@ def _own(pulls: PullRequests, target: HubRef, request: Request, *, tell: bool) -
             who = ", ".join(f"`{name}`" for name in sorted({found.author, *authors} - {request.me}))
             target.report(Warned(f"pull request #{found.num} carries this plan, but is by {who}: ignored"))
     return own
+
+
+def _carrying(pulls: PullRequests, request: Request) -> list[PullRequest]:
+    """Open pull requests, by whomever, whose description carries the plan."""
+    found = []
+    for pull in pulls.open_ones():
+        carried = _KEY.search(pull.description)
+        if carried is not None and carried.group(1) == request.key:
+            found.append(pull)
+    return found
 
 
 def _description(request: Request) -> str:
