@@ -6,6 +6,7 @@ whose answer was lost is looked up before it is sent again: it may have succeede
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Collection, Mapping, Sequence
 
 from tensorport_hub.core.digest import SourceFile, blob_oid
@@ -37,10 +38,12 @@ class HubRef:
     Attributes:
         commit: where it is.
         files: what that commit holds.
+        closed: set it, and nothing is waited for any more.
     """
 
     def __init__(self, client: HubClient, state: RepoState, revision: str, report: Report) -> None:
         self.client, self.repo_id, self.revision, self.report = client, state.repo_id, revision, report
+        self.closed = threading.Event()
         self._take(state)
 
     @classmethod
@@ -96,7 +99,7 @@ class HubRef:
             except TensorportError as error:
                 if not error.transient or failures == ATTEMPTS:
                     raise
-                pause(error, failures, self.report)
+                pause(error, failures, self.report, self.closed)
                 self._look_again(wanted, gone)
                 continue
             self.files |= wanted
@@ -124,7 +127,9 @@ class HubRef:
         """After a commit whose outcome is unknown: it may have succeeded, or somebody else came first."""
         before = self.commit
         state = retried(
-            lambda: self.client.repo_state(self.repo_id, self.revision, DestinationError), self.report
+            lambda: self.client.repo_state(self.repo_id, self.revision, DestinationError),
+            self.report,
+            self.closed,
         )
         self._take(state)
         ours = all(self.files.get(path) == content for path, content in wanted.items())

@@ -133,6 +133,9 @@ class HubSink:
                 self._work.close("this plan can't be carried out")
 
     def close(self) -> None:
+        self._target.closed.set()
+        if self._work is not None:
+            self._work.ref.closed.set()
         self._transport.close()
         self._http.close()
 
