@@ -7,10 +7,12 @@ those of the command line; names common to Hub libraries (`revision`, `token`, `
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import monotonic
 from typing import Any
 
+from tensorport_hub.audit import Audit
 from tensorport_hub.core.mirror import Mirror
 from tensorport_hub.core.plan import LARGEST_SHARD, Options
 from tensorport_hub.core.size import parse_size
@@ -23,7 +25,7 @@ from tensorport_hub.job import Job, Limits
 from tensorport_hub.meter import Meter
 from tensorport_hub.ports import Committed, Event, Planned, Published
 from tensorport_hub.reading import Reading
-from tensorport_hub.results import Inspection, MirrorResult, PlanResult
+from tensorport_hub.results import Inspection, MirrorResult, PlanResult, Verification
 
 
 def mirror(
@@ -166,6 +168,61 @@ def convert(
 ) -> MirrorResult:
     """`mirror` to a folder; `options` are the keyword arguments of `mirror`."""
     return mirror(input, str(parse_folder(output)), **options)
+
+
+def verify(
+    destination: str,
+    *,
+    revision: str | None = None,
+    deep: bool = False,
+    against_source: bool = False,
+    source: str | None = None,
+    sample: int | None = None,
+    seed: int | None = None,
+    workers: int | None = None,
+    max_memory: str | int = "1GB",
+    token: str | None = None,
+    on_event: Callable[[Event], object] | None = None,
+) -> Verification:
+    """Prove that a mirror is what its manifest says; nothing of it is downloaded unless asked for.
+
+    Args:
+        destination: `org/name`, a folder, or a git clone of a mirror.
+        revision: branch, tag, commit or pull request (`refs/pr/3`) of the mirror.
+        deep: read every byte.
+        against_source: compare with the source's own digests, make tensors again from it, and compare them.
+        source: where the source is now; by default where the manifest says.
+        sample: how many tensors to make again; by default all.
+        seed: of the draw; by default a new one, which the result names.
+
+    Returns:
+        All faults that were found; it is `ok` where there is none.
+
+    Raises:
+        DestinationError, SourceError: one of the two can't be read.
+        VerificationError: there is no manifest, or none that makes sense.
+    """
+    if sample is not None and sample < 1:
+        raise UseError(f"sample must be at least 1, got {sample}")
+    if not against_source and (sample is not None or source is not None):
+        raise UseError("`--sample` and `--source` mean something with `--against-source` only")
+    limits, meter = Limits.of(workers, max_memory), Meter(on_event)
+    with Audit(destination, revision, token, meter) as audit:
+        depth, faults, again = ["listing"], audit.check_listing(), None
+        if deep:
+            depth.append("bytes")
+            faults += audit.check_bytes(limits.workers)
+        if against_source:
+            depth.append("source")
+            more, again = audit.check_source(
+                source,
+                sample=sample,
+                seed=random.randrange(1 << 32) if seed is None else seed,
+                workers=limits.workers,
+                max_memory=limits.max_memory,
+            )
+            faults += more
+        return audit.result(faults, depth, again)
 
 
 def inspect(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tensorport_hub.core.plan import Plan
+from tensorport_hub.core.proof import Fault
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,45 @@ class PlanResult:
     memory: int
     disk: int
     warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Again:
+    """Tensors that were made again from the source: their names, the seed of the draw, bytes of output."""
+
+    tensors: tuple[str, ...]
+    seed: int | None
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was proven of a mirror, and what is wrong with it.
+
+    Attributes:
+        destination: repository id, or the folder's absolute path.
+        commit: the state that was looked at; None for a folder.
+        source, revision: what the manifest says that it was made from; no source for a folder.
+        depth: of `listing`, `bytes`, `source`: what was looked at.
+        files, nbytes, tensors: what the manifest lists.
+        again: what was made again from the source.
+        faults: everything that is not as it must be; empty where the mirror is proven.
+    """
+
+    destination: str
+    commit: str | None
+    source: str | None
+    revision: str
+    depth: tuple[str, ...]
+    files: int
+    nbytes: int
+    tensors: int
+    again: Again | None
+    faults: tuple[Fault, ...]
+
+    @property
+    def ok(self) -> bool:
+        return not self.faults
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ FLOORS = {
     "destination": 5,
     "hub_destination": 6,
     "job": 7,
+    "audit": 7,
     "api": 8,
     "demo": 9,
     "cli": 10,

@@ -20,7 +20,7 @@ import click
 
 from tensorport_hub import __version__
 from tensorport_hub.cli import local
-from tensorport_hub.errors import TensorportError
+from tensorport_hub.errors import TensorportError, VerificationError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -232,6 +232,39 @@ def inspect(src: str, every: bool, **options: Any) -> None:
         click.echo(shown.inspection_text(result, every=every))
 
 
+@cli.command()
+@click.argument("dst")
+@click.option("--revision", metavar="REV", help="Branch, tag, commit or refs/pr/N of the mirror (main).")
+@click.option("--deep", is_flag=True, help="Read every byte.")
+@click.option("--against-source", is_flag=True, help="Compare with the source, and make tensors again.")
+@click.option("--source", metavar="SRC", help="Where the source is now (as the manifest says).")
+@click.option("--sample", type=int, metavar="N", help="Make so many tensors again, drawn at random (all).")
+@click.option("--seed", type=int, metavar="N", help="Of the draw (a new one, which is printed).")
+@click.option("--workers", type=int, metavar="N", help="Parts in flight (number of processors).")
+@click.option("--max-memory", metavar="SIZE", default="1GB", show_default=True, help="Cap on peak memory.")
+@_token_option
+@_output_options
+def verify(dst: str, **options: Any) -> None:
+    """Prove that DST (org/name, a folder, a git clone) is what its manifest says.
+
+    Without options nothing of it is downloaded: sizes and digests are those that the Hub states itself.
+    """
+    as_json = options.pop("as_json")
+    with _display(options) as show:
+        from tensorport_hub import api
+        from tensorport_hub.cli import show as shown
+
+        result = api.verify(dst, on_event=show, **options)
+    if as_json:
+        from dataclasses import asdict
+
+        shown.as_json({**asdict(result), "ok": result.ok})
+    else:
+        click.echo(shown.verification_text(result))
+    if not result.ok:
+        raise click.exceptions.Exit(VerificationError.exit_code)
+
+
 cli.add_command(local.devhub)
 cli.add_command(local.demo)
 
@@ -252,10 +285,8 @@ def main(argv: list[str] | None = None) -> NoReturn:
     words = sys.argv[1:] if argv is None else argv
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        cli.main(words, prog_name="tensorport-hub", standalone_mode=False)
-        code = 0
-    except click.exceptions.Exit as error:
-        code = error.exit_code
+        ended = cli.main(words, prog_name="tensorport-hub", standalone_mode=False)
+        code = ended if isinstance(ended, int) else 0
     except click.ClickException as error:
         error.show()
         code = error.exit_code

@@ -12,9 +12,11 @@ from typing import Any
 import click
 
 from tensorport_hub.core.size import format_size
-from tensorport_hub.results import Inspection, MirrorResult, PlanResult, Stats
+from tensorport_hub.core.tensor import shorten
+from tensorport_hub.results import Inspection, MirrorResult, PlanResult, Stats, Verification
 
 _LISTED = 40
+_FAULTS = 100
 
 
 def as_json(value: object) -> None:
@@ -93,6 +95,31 @@ def _publication(result: PlanResult) -> str:
 
 def _visibility(result: PlanResult) -> str:
     return "" if result.private is None else ", private" if result.private else ", public"
+
+
+def verification_text(result: Verification) -> str:
+    """What `verify` says: what was looked at, and everything that is wrong."""
+    at = f" at {result.commit}" if result.commit else ""
+    made = f"{result.source or 'a folder'} at {result.revision}"
+    lines = [
+        f"{result.destination}{at}, made from {made}",
+        f"{result.files:,} files with {format_size(result.nbytes)} and {result.tensors:,} tensors are listed",
+    ]
+    said = {
+        "listing": "sizes and digests as the other side states them",
+        "bytes": "every byte",
+        "source": "the source's files and plan",
+    }
+    lines.append(f"compared: {', '.join(said[depth] for depth in result.depth)}")
+    if result.again is not None:
+        drawn = f", drawn with seed {result.again.seed}" if result.again.seed is not None else ""
+        count = len(result.again.tensors)
+        lines.append(f"made again: {count:,} tensors, {format_size(result.again.nbytes)}{drawn}")
+    lines += [f"FAULT {shorten(fault.what)}: {fault.message}" for fault in result.faults[:_FAULTS]]
+    if len(result.faults) > _FAULTS:
+        lines.append(f"... and {len(result.faults) - _FAULTS:,} more; `--json` lists all")
+    lines.append(f"{len(result.faults):,} faults" if result.faults else "verified")
+    return "\n".join(lines)
 
 
 def inspection_text(result: Inspection, *, every: bool) -> str:

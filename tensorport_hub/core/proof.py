@@ -90,6 +90,22 @@ def check_sources(mirror: Mirror, found: Sequence[SourceFile]) -> list[Fault]:
     return faults
 
 
+def check_digests(mirror: Mirror, read: Mapping[str, str | None]) -> list[Fault]:
+    """Compare the digests of source files that were read whole with the manifest's."""
+    return [
+        Fault(path, f"of the source holds other bytes: expected sha256 {mirror.digests[path]}, got {sha256}")
+        for path, sha256 in sorted(read.items())
+        if sha256 is not None and mirror.digests[path] not in (None, sha256)
+    ]
+
+
+def check_state(mirror: Mirror, fresh: Plan) -> list[Fault]:
+    """Compare the commit (of a folder: the digest of its headers) with the manifest's."""
+    if fresh.commit == mirror.plan.commit:
+        return []
+    return [Fault("source", f"is at another state: expected {mirror.plan.commit}, got {fresh.commit}")]
+
+
 def check_plan(mirror: Mirror, fresh: Plan) -> list[Fault]:
     """Compare the manifest with what the same version makes of the same source and options today."""
     if fresh.version != mirror.plan.version:

@@ -12,7 +12,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from tensorport_hub.core.digest import SourceFile
+from tensorport_hub.core.digest import POINTER_NBYTES, SourceFile, parse_pointer
 from tensorport_hub.errors import SourceError, UseError
 
 
@@ -22,11 +22,13 @@ class LocalSource:
     repo = None
     commit = ""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, pointers: bool = False) -> None:
+        """List the folder; with `pointers` a git-LFS pointer counts as the file that it stands for."""
         if not root.is_dir():
             raise SourceError(f"source `{root}` is no folder")
         self._root = root
         self._stats: dict[str, tuple[int, int]] = {}
+        self._pointers: set[str] = set()
         for folder, folders, names in os.walk(root):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for name in sorted(names):
@@ -35,9 +37,18 @@ class LocalSource:
                 if path.is_file():
                     stat = path.stat()
                     self._stats[path.relative_to(root).as_posix()] = (stat.st_size, stat.st_mtime_ns)
-        self.files: Sequence[SourceFile] = [
-            SourceFile(path, size) for path, (size, _) in sorted(self._stats.items())
-        ]
+        listed = [SourceFile(path, size) for path, (size, _) in sorted(self._stats.items())]
+        self.files: Sequence[SourceFile] = [self._pointed(file) for file in listed] if pointers else listed
+
+    def _pointed(self, file: SourceFile) -> SourceFile:
+        """What a git-LFS pointer says; reading the file itself then says that it is one."""
+        if file.size > POINTER_NBYTES:
+            return file
+        said = parse_pointer((self._root / file.path).read_bytes())
+        if said is None:
+            return file
+        self._pointers.add(file.path)
+        return SourceFile(file.path, said[1], said[0])
 
     @property
     def stamp(self) -> str:
@@ -48,6 +59,8 @@ class LocalSource:
     def read_into(self, path: str, start: int, buffer: memoryview) -> None:
         if path not in self._stats:
             raise SourceError(f"`{path}` is not in the source folder")
+        if path in self._pointers:
+            raise SourceError(f"`{path}` is only a git-LFS pointer", hint="`git lfs pull` gets the file")
         if start < 0:
             raise SourceError(f"range {start}:{start + len(buffer)} of `{path}` lies before its start")
         try:
