@@ -1,10 +1,9 @@
-"""A short form of the soak: a kill at some requests and moments, some faults, one repository after another."""
+"""A short form of the soak: kills at some requests and moments, some faults, one trial after another."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
