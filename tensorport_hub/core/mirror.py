@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from tensorport_hub.core import manifest, npy
 from tensorport_hub.core.decode.table import SCHEMES, bind
+from tensorport_hub.core.filenames import is_inside
 from tensorport_hub.core.manifest import FileEntry
 from tensorport_hub.core.plan import Options, Part, Plan, WeightFile
 from tensorport_hub.core.recipe import Recipe
@@ -148,14 +149,6 @@ def _listed(text: Mapping[str, Any]) -> dict[str, FileEntry]:
             _matching(_OID, entry.get("git_oid"), f"git_oid of {where}"),
         )
     return found
-
-
-def is_inside(path: str) -> bool:
-    """Whether a relative path, on any system, names something below the folder that it starts from."""
-    pieces = path.split("/")
-    return all(piece not in ("", ".", "..") for piece in pieces) and not re.search(
-        r"[\x00-\x1f\\]|^[A-Za-z]:", path
-    )
 
 
 def _recipe(name: str, value: Mapping[str, Any], files: Sequence[WeightFile], where: str) -> Recipe:

@@ -11,6 +11,7 @@ Facts are those of huggingface_hub 2.x: an LFS entry of a commit is path, sha256
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,11 +34,15 @@ from huggingface_hub.utils._http import fix_hf_endpoint_in_url, get_session, hf_
 
 from tensorport_hub import __version__
 from tensorport_hub.core.digest import SourceFile
+from tensorport_hub.core.filenames import is_inside
+from tensorport_hub.core.tensor import shorten
 from tensorport_hub.edge.http import Refusal, failure
 from tensorport_hub.errors import DestinationError, TensorportError, UseError
 from tensorport_hub.ports import Receipt
 
 T = TypeVar("T")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -88,28 +93,20 @@ class HubClient:
             raise DestinationError(
                 "writing to the Hub needs a token", hint="log in with `hf auth login`, or set `HF_TOKEN`"
             )
-        return str(self.call(lambda api: api.whoami(), "the account", DestinationError)["name"])
+        return self.call(lambda api: str(api.whoami()["name"]), "the account")
 
     def repo_state(self, repo_id: str, revision: str | None, refusal: Refusal) -> RepoState:
         """One request: the commit that `revision` names now, and all files with sizes and digests."""
+
+        def look(api: HfApi) -> RepoState:
+            info = api.model_info(repo_id, revision=revision, files_metadata=True)
+            files = tuple(_listed(s) for s in sorted(info.siblings or [], key=lambda s: s.rfilename))
+            if not isinstance(info.sha, str) or not _COMMIT.fullmatch(info.sha):
+                raise ValueError(f"commit {info.sha!r}")
+            return RepoState(repo_id, info.sha, bool(info.private), bool(info.gated), files)
+
         at = f" at `{revision}`" if revision else ""
-        info = self.call(
-            lambda api: api.model_info(repo_id, revision=revision, files_metadata=True),
-            f"repository `{repo_id}`{at}",
-            refusal,
-        )
-        files = tuple(
-            SourceFile(
-                s.rfilename,
-                s.size if s.size is not None else 0,
-                s.lfs.sha256 if s.lfs else None,
-                None if s.lfs else s.blob_id,
-            )
-            for s in sorted(info.siblings or [], key=lambda s: s.rfilename)
-        )
-        if not info.sha:
-            raise refusal(f"repository `{repo_id}`{at} has no commit")
-        return RepoState(repo_id, info.sha, bool(info.private), bool(info.gated), files)
+        return self.call(look, f"repository `{repo_id}`{at}", refusal)
 
     def find_repo(self, repo_id: str) -> RepoState | None:
         """The repository's state on `main`, or None where there is none that this token may see."""
@@ -139,30 +136,19 @@ class HubClient:
     def lfs_batch(self, repo_id: str, receipt: Receipt) -> LfsUpload | None:
         """How to upload an object; None where the Hub has it already."""
         info = UploadInfo(size=receipt.size, sample=b"", sha256=bytes.fromhex(receipt.sha256))
-        objects, errors, _ = self.call(
-            lambda api: post_lfs_batch_info(
+
+        def ask(api: HfApi) -> LfsUpload | None:
+            objects, errors, _ = post_lfs_batch_info(
                 [info], None, "model", repo_id, endpoint=self.endpoint, headers=self.headers()
-            ),
-            f"upload of `{receipt.path}`",
-            DestinationError,
-        )
-        if errors:
-            fault = errors[0]["error"]
-            raise DestinationError(f"`{receipt.path}` is refused by the LFS server: {fault.get('message')}")
-        actions = objects[0].get("actions") if objects else None
-        if not actions or "upload" not in actions:
-            return None
-        upload, verify = actions["upload"], actions.get("verify")
-        headers = {str(k): str(v) for k, v in (upload.get("header") or {}).items()}
-        part_size = headers.pop("chunk_size", None)
-        urls = [headers.pop(key) for key in sorted((k for k in headers if k.isdigit()), key=int)]
-        return LfsUpload(
-            upload["href"],
-            headers,
-            int(part_size) if part_size else None,
-            tuple(urls),
-            verify["href"] if verify else None,
-        )
+            )
+            if errors:
+                said = shorten(errors[0]["error"].get("message"))
+                raise DestinationError(f"`{receipt.path}` is refused by the LFS server: {said}")
+            if [one["oid"] for one in objects] != [receipt.sha256]:
+                raise ValueError("it is not about the object that was asked for")
+            return _upload(objects[0].get("actions") or {})
+
+        return self.call(ask, f"upload of `{receipt.path}`")
 
     def lfs_paths(self, repo_id: str, files: Sequence[tuple[str, bytes]]) -> frozenset[str]:
         """Which of these files the Hub stores as LFS: by its attributes, or as large or binary."""
@@ -230,6 +216,42 @@ class HubClient:
             return call(self._api)
 
 
+def _upload(actions: dict[str, Any]) -> LfsUpload | None:
+    """What a batch answer asks for; None where it asks for nothing: the object is there."""
+    if "upload" not in actions:
+        return None
+    upload, verify = actions["upload"], actions.get("verify")
+    headers = {str(k): str(v) for k, v in (upload.get("header") or {}).items()}
+    part_size = headers.pop("chunk_size", None)
+    urls = [headers.pop(key) for key in sorted((k for k in headers if k.isdigit()), key=int)]
+    return LfsUpload(
+        str(upload["href"]),
+        headers,
+        int(part_size) if part_size else None,
+        tuple(urls),
+        str(verify["href"]) if verify else None,
+    )
+
+
+def _listed(sibling: Any) -> SourceFile:
+    """A file of a listing.
+
+    Raises:
+        ValueError: what it says is no path, size or digest.
+    """
+    path, size = sibling.rfilename, 0 if sibling.size is None else sibling.size
+    sha256 = sibling.lfs.sha256 if sibling.lfs else None
+    oid = None if sibling.lfs else sibling.blob_id
+    if not isinstance(path, str) or not is_inside(path):
+        raise ValueError(f"file name {path!r}")
+    if type(size) is not int or size < 0:
+        raise ValueError(f"size {size!r} of {path!r}")
+    for digest, pattern in ((sha256, _SHA256), (oid, _COMMIT)):
+        if digest is not None and not (isinstance(digest, str) and pattern.fullmatch(digest)):
+            raise ValueError(f"digest {digest!r} of {path!r}")
+    return SourceFile(path, size, sha256, oid)
+
+
 class _Absent(DestinationError):
     """A destination repository that is not there."""
 
@@ -251,8 +273,9 @@ def _translated(what: str, refusal: Refusal) -> Iterator[None]:
         raise _refused(error, what, refusal) from None
     except (httpx2.HTTPError, ConnectionError, TimeoutError) as error:
         raise refusal(f"{what} can't be reached: {type(error).__name__}: {error}", transient=True) from None
-    except (ValueError, KeyError) as error:
-        raise refusal(f"{what} was answered in a way that makes no sense: {error}") from None
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        said = shorten(f"{type(error).__name__}: {error}")
+        raise refusal(f"{what} was answered in a way that makes no sense: {said}") from None
 
 
 def _refused(error: HfHubHTTPError, what: str, refusal: Refusal) -> TensorportError:

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tensorport_hub.core import manifest, mirror
+from tensorport_hub.core.filenames import is_inside
 from tensorport_hub.core.plan import Plan, dumps
 from tensorport_hub.errors import VerificationError
 from tests.engine.models import experts, plain, plan_of, stored, write_in_order
@@ -213,7 +214,7 @@ def test_any_change_is_a_mirror_or_an_error(changes: list[tuple[tuple[Any, ...],
         found = mirror.read(json.dumps(value).encode())
     except VerificationError:
         return
-    assert all(mirror.is_inside(path) for path in found.files)
+    assert all(is_inside(path) for path in found.files)
     assert all(entry == found.files[entry.path] for entry in found.weights)
 
 
