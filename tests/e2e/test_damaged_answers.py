@@ -24,7 +24,7 @@ from tests.e2e.reading import contents
 from tests.e2e.test_resume import MODEL, SOURCE
 from tests.hostile.damage import nodes
 
-TRIALS = 60
+TRIALS = 30
 JUNK: list[Any] = [
     None,
     True,
@@ -52,7 +52,7 @@ class Proxy(ThreadingHTTPServer):
     def __init__(self, upstream: str, draw: random.Random) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.upstream, self.draw = upstream, draw
-        self.share = 0.02
+        self.share = 0.04
         self.damaged = 0
         self.lock = threading.Lock()
 
@@ -173,7 +173,7 @@ def test_damaged_answers(hub: DevHub, proxy: Proxy, tmp_path: Path, monkeypatch:
     ends = {"done": 0, "error": 0}
     monkeypatch.setenv("HF_ENDPOINT", proxy.endpoint)
     for number in range(TRIALS):
-        target = f"me/trial-{number // 4}"
+        target = f"me/trial-{number // 2}"
         try:
             mirror(SOURCE, target, checkpoint_every=300_000, transfer="lfs")
             ends["done"] += 1
@@ -185,7 +185,7 @@ def test_damaged_answers(hub: DevHub, proxy: Proxy, tmp_path: Path, monkeypatch:
         assert not found or found == expected, number
     assert sorted(os.listdir(tmp_path)) == before
     assert proxy.damaged > TRIALS // 2
-    assert min(ends.values()) > 5, ends
+    assert min(ends.values()) > 2, ends
 
 
 def published(hub: DevHub, target: str) -> dict[str, bytes]:
