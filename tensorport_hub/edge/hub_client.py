@@ -42,6 +42,8 @@ from tensorport_hub.ports import Receipt
 
 T = TypeVar("T")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_TOKEN = re.compile(r"[\x21-\x7e]+")
+"""What may stand in a header: libraries print a header that they refuse."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -72,7 +74,9 @@ class HubClient:
 
     def __init__(self, *, endpoint: str | None = None, token: str | None = None) -> None:
         self.endpoint = (endpoint or os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
-        self.token = token or get_token()
+        self.token = (token or get_token() or "").strip() or None
+        if self.token is not None and not _TOKEN.fullmatch(self.token):
+            raise UseError("the token is malformed: it holds a space, a line break or a letter beyond ASCII")
         self._api = HfApi(
             endpoint=self.endpoint,
             token=self.token or False,

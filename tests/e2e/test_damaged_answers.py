@@ -24,7 +24,7 @@ from tests.e2e.reading import contents
 from tests.e2e.test_resume import MODEL, SOURCE
 from tests.hostile.damage import nodes
 
-TRIALS = 30
+TRIALS = 20
 JUNK: list[Any] = [
     None,
     True,
