@@ -71,7 +71,7 @@ class HubJournal:
 
     def _save(self) -> None:
         with suppress(TensorportError), self._lock:
-            while self._receipts:
+            while self._entries:
                 self._checkpoint()
 
     def flush(self) -> None:
