@@ -26,7 +26,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from tensorport_hub.core.decode.bits import Floats, as_float32, nibble_pairs, rectangles
+from tensorport_hub.core.decode.bits import Floats, as_float32, look_up, nibble_pairs, rectangles
 from tensorport_hub.core.decode.decoder import Bytes, Decoder, Dense, Params
 from tensorport_hub.core.ranges import Range
 from tensorport_hub.core.tensor import DTYPES, DType, TensorSpec
@@ -116,7 +116,7 @@ class Bnb4(Decoder):
         table = self._finite(self.quant_map, inputs[2].view(np.float32))
         pairs = table[nibble_pairs(low_first=False)].view(np.uint64).reshape(-1)
         maxima = self._finite(self.absmax, self._maxima(inputs, start, stop))
-        pair_values = np.take(pairs, inputs[0], mode="clip").view(np.float32)
+        pair_values = look_up(pairs, inputs[0]).view(np.float32)
         values = pair_values[start % 2 : start % 2 + stop - start]
         at, first = 0, start // self.blocksize
         with np.errstate(over="ignore", under="ignore"):

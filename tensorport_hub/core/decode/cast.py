@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tensorport_hub.core.decode.bits import look_up
 from tensorport_hub.core.decode.decoder import Dense
 from tensorport_hub.core.tensor import DType
 
@@ -64,7 +65,7 @@ def cast(values: Dense, source: DType, target: DType, *, saturate: bool = False)
         wide = _widen(values)
         if target.name == "F32":
             return wide, Losses()
-        out = np.take(_halves(), values.view(np.uint16), mode="clip").view(np.float16)
+        out = look_up(_halves(), values.view(np.uint16)).view(np.float16)
         return out, _settle(wide, out, target, saturate)
     exact = _exact(values, source, target)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):

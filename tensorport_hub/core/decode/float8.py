@@ -24,7 +24,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from tensorport_hub.core.decode.bits import Floats, as_float32, float8
+from tensorport_hub.core.decode.bits import Floats, as_float32, float8, look_up
 from tensorport_hub.core.decode.decoder import Bytes, Decoder, Dense, Params
 from tensorport_hub.core.decode.grid import Grid
 from tensorport_hub.core.ranges import Range
@@ -129,8 +129,6 @@ class Float8(Decoder):
 
 def _widen(codes: Bytes, name: str) -> Floats:
     """Each code's float32."""
-    values = np.empty(codes.size, np.float32)
     even = codes.size & ~1
-    np.take(_pairs(name), codes[:even].view(np.uint16), mode="clip", out=values[:even].view(np.uint64))
-    values[even:] = float8(name)[codes[even:]]
-    return values
+    values = look_up(_pairs(name), codes[:even].view(np.uint16)).view(np.float32)
+    return values if even == codes.size else np.append(values, float8(name)[codes[even:]])

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from tensorport_hub.core.decode.bits import Floats, as_float32, unpack
+from tensorport_hub.core.decode.bits import Floats, as_float32, look_up, unpack
 from tensorport_hub.core.decode.decoder import Bytes, Decoder, Dense, Params
 from tensorport_hub.core.ranges import Range
 from tensorport_hub.core.tensor import DTYPES, DType, TensorSpec
@@ -134,7 +134,7 @@ class MlxAffine(Decoder):
             return self._affine(codes, scales, biases)
         table = self._affine(np.arange(levels, dtype=np.uint8)[None, :], scales, biases)
         index = codes + np.arange(0, table.size, levels, dtype=np.uint32)[:, None]
-        found: npt.NDArray[Any] = np.take(table.reshape(-1), index, mode="clip")
+        found: npt.NDArray[Any] = look_up(table.reshape(-1), index)
         return found
 
     def _affine(self, codes: Bytes, scales: Floats, biases: Floats) -> npt.NDArray[Any]:

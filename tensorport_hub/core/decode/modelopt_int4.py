@@ -21,7 +21,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from tensorport_hub.core.decode.bits import Floats, as_float32
+from tensorport_hub.core.decode.bits import Floats, as_float32, look_up
 from tensorport_hub.core.decode.decoder import Bytes, Decoder, Dense, Params
 from tensorport_hub.core.ranges import Range
 from tensorport_hub.core.tensor import DTYPES, DType, TensorSpec
@@ -93,7 +93,7 @@ class ModelOptInt4(Decoder):
         stored = inputs[0].reshape(-1, columns)
         both = np.empty((stored.shape[0], 2, columns), np.float32)
         for half, table in enumerate(_signed()):
-            both[:, half] = np.take(table, stored, mode="clip")
+            both[:, half] = look_up(table, stored)
         out = both.reshape(-1, columns)[first % 2 : first % 2 + last - first]
         scales = _numbers(self.scale, inputs[1]).reshape(last - first, self.scale.shape[-1])
         with np.errstate(over="ignore", invalid="ignore"):

@@ -19,7 +19,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from tensorport_hub.core.decode.bits import Floats
+from tensorport_hub.core.decode.bits import Floats, look_up
 from tensorport_hub.core.decode.decoder import Bytes, Decoder, Dense
 from tensorport_hub.core.decode.nvfp4 import (
     BLOCK_NBYTES,
@@ -95,7 +95,7 @@ class Nvfp4Bmm(Decoder):
         overflow = False
         for factor, a, b in by_factor(factors, prod(self.shape[-2:]), start, stop):
             a, b = a // self.grain, b // self.grain
-            words = np.take(pairs(factor, divides=False), index[a:b], mode="clip")
+            words = look_up(pairs(factor, divides=False), index[a:b])
             found: Floats = words.view(np.float32).reshape(b - a, columns, 2)
             values[a:b, 0], values[a:b, 1] = found[..., 0], found[..., 1]
             overflow = overflow or overflows(factor, divides=False)

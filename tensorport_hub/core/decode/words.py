@@ -14,7 +14,7 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
-from tensorport_hub.core.decode.bits import Floats, unpack
+from tensorport_hub.core.decode.bits import Floats, look_up, unpack
 from tensorport_hub.core.decode.decoder import Bytes
 
 WORD = 32
@@ -69,7 +69,7 @@ def values(data: Bytes, bits: int, packing: str, *, offset: int, count: int) -> 
         [rows, count], fresh and contiguous.
     """
     if bits in (2, 4):
-        found = np.take(_table(bits, offset), data, mode="clip").view(np.float32)
+        found = look_up(_table(bits, offset), data).view(np.float32)
     else:
         found = codes(data, bits, packing).astype(np.float32)
         if offset:
