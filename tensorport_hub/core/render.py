@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from tensorport_hub.core.decode.cast import Losses, canonical_nans, cast, clip_infinities
-from tensorport_hub.core.decode.decoder import Bytes
+from tensorport_hub.core.decode.decoder import Bytes, Dense
 from tensorport_hub.core.recipe import Recipe
 
 TILE = 1 << 18
@@ -45,13 +45,24 @@ def render(
         last = min(first + tile, stop)
         spans = decoder.spans(first, last)
         stored = [data[a - at : b - at] for (data, at), (a, b) in zip(inputs, spans, strict=True)]
-        values, overflow = decoder.decode(stored, first, last)
-        losses.overflow += overflow
-        if recipe.casts:
-            values, lost = cast(values, decoder.exact, recipe.dtype, saturate=saturate)
-            losses.add(lost)
-        elif decoder.exact.name in ("F16", "BF16", "F32"):
-            canonical_nans(values, decoder.exact)
-        if overflow and saturate:
-            clip_infinities(values, recipe.dtype)  # all of them are the decoder's: none was stored
+        values = decoder.rounded(stored, first, last, recipe.dtype)
+        if values is None:
+            values = _exact_then_rounded(recipe, stored, first, last, saturate, losses)
         yield values.view(np.uint8).data
+
+
+def _exact_then_rounded(
+    recipe: Recipe, stored: Sequence[Bytes], start: int, stop: int, saturate: bool, losses: Losses
+) -> Dense:
+    """The ordinary way of items `start:stop`: decode, round, count."""
+    decoder = recipe.decoder
+    values, overflow = decoder.decode(stored, start, stop)
+    losses.overflow += overflow
+    if recipe.casts:
+        values, lost = cast(values, decoder.exact, recipe.dtype, saturate=saturate)
+        losses.add(lost)
+    elif decoder.exact.name in ("F16", "BF16", "F32"):
+        canonical_nans(values, decoder.exact)
+    if overflow and saturate:
+        clip_infinities(values, recipe.dtype)  # all of them are the decoder's: none was stored
+    return values
