@@ -22,7 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tensorport_hub.core.decode.bits import Floats, as_float32, look_up, unpack
+from tensorport_hub.core.decode.cast import cast
 from tensorport_hub.core.decode.decoder import Bytes, Decoder, Dense, Params
+from tensorport_hub.core.decode.ordinary import is_ordinary, magnitudes, round_in_place
 from tensorport_hub.core.ranges import Range
 from tensorport_hub.core.tensor import DTYPES, DType, TensorSpec
 from tensorport_hub.errors import CheckpointError
@@ -128,21 +130,26 @@ class MlxAffine(Decoder):
         return numbers[:, None]
 
     def _values(self, codes: Bytes, scales: Floats, biases: Floats) -> npt.NDArray[Any]:
-        """[groups, group_size] of T. numpy rounds to F16 slowly, so that a group's few values are a table."""
-        levels = 1 << self.bits
-        if self.dtype.name != "F16" or 2 * levels > self.group_size:
+        """[groups, group_size] of T. Looking up what a group's few codes give saves two roundings of each."""
+        every = np.arange(1 << self.bits, dtype=np.uint8)
+        if 4 * every.size > self.group_size:
             return self._affine(codes, scales, biases)
-        table = self._affine(np.arange(levels, dtype=np.uint8)[None, :], scales, biases)
-        index = codes + np.arange(0, table.size, levels, dtype=np.uint32)[:, None]
-        found: npt.NDArray[Any] = look_up(table.reshape(-1), index)
-        return found
+        table = self._affine(every, scales, biases).reshape(-1)
+        first = np.arange(0, table.size, every.size)[:, None]
+        return look_up(table, codes + first.astype(np.uint16 if table.size <= 1 << 16 else np.uint32))
 
     def _affine(self, codes: Bytes, scales: Floats, biases: Floats) -> npt.NDArray[Any]:
-        kind: np.dtype[Any] = self.dtype.numpy
-        product = (codes * scales).astype(kind, copy=False)
-        total = product.astype(np.float32, copy=False)
-        np.add(total, biases, out=total)
-        return total.astype(kind, copy=False)
+        values = codes.astype(np.float32) * scales
+        if self.dtype.name == "BF16":
+            round_in_place(values, self.dtype)
+            values += biases
+            return values.astype(self.dtype.numpy)
+        if is_ordinary(self.dtype, (1.0, 2.0**self.bits), magnitudes(scales)):
+            round_in_place(values, self.dtype)
+        else:
+            values = values.astype(self.dtype.numpy).astype(np.float32)
+        values += biases
+        return cast(values.reshape(-1), DTYPES["F32"], self.dtype)[0].reshape(values.shape)
 
 
 @dataclass(frozen=True)
