@@ -14,16 +14,13 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from tensorport_hub.core.decode.bits import Floats
 from tensorport_hub.core.ranges import Range
 from tensorport_hub.core.tensor import TensorSpec
 from tensorport_hub.errors import CheckpointError
-
-Items = npt.NDArray[Any]
 
 _FEW_COLUMNS = 16
 """Blocks narrower than this cost less repeated than broadcast."""
@@ -100,7 +97,7 @@ class Grid:
     def _block_row(self, row: int) -> int:
         return row // self.height * self.down + row % self.height // self.rows
 
-    def combine(self, ufunc: np.ufunc, values: Items, factors: Items, start: int) -> None:
+    def combine(self, ufunc: np.ufunc, values: Floats, factors: Floats, start: int) -> None:
         """In place, `values = ufunc(values, factor of its block)`.
 
         Args:
@@ -123,7 +120,7 @@ class Grid:
             piece = table[first:last]
             ufunc(piece, np.repeat(factor, self.cols)[: self.width], out=piece)
 
-    def _combine_rows(self, ufunc: np.ufunc, table: Items, each: Items) -> None:
+    def _combine_rows(self, ufunc: np.ufunc, table: Floats, each: Floats) -> None:
         """Each row of `table` has its own row of factors."""
         if self.across == 1 or self.cols == 1:
             ufunc(table, each, out=table)
