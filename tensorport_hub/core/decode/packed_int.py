@@ -281,7 +281,7 @@ class PackedInt(Grouped):
         if self.zeros == "none":
             return np.full((1, 1), offset)
         if self.zeros == "plain":
-            return self._by_row(inputs[2].view(np.int8) + offset, first, last)
+            return self._by_row(inputs[2].view(np.int8).astype(np.float32) + offset, first, last)
         return self._packed_zeros(inputs[2], first, last)
 
     def _packed_zeros(self, data: Bytes, first: int, last: int) -> Floats:
