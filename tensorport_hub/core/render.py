@@ -13,8 +13,8 @@ from tensorport_hub.core.decode.cast import Losses, canonical_nans, cast, clip_i
 from tensorport_hub.core.decode.decoder import Bytes, Dense
 from tensorport_hub.core.recipe import Recipe
 
-TILE = 1 << 18
-"""Items decoded at a time: 512 KiB of bfloat16."""
+TILE = 1 << 19
+"""Items decoded at a time: 1 MiB of bfloat16, and up to 8 MiB of scratch."""
 
 
 def render(
@@ -45,17 +45,17 @@ def render(
         last = min(first + tile, stop)
         spans = decoder.spans(first, last)
         stored = [data[a - at : b - at] for (data, at), (a, b) in zip(inputs, spans, strict=True)]
-        values = decoder.rounded(stored, first, last, recipe.dtype)
-        if values is None:
-            values = _exact_then_rounded(recipe, stored, first, last, saturate, losses)
-        yield values.view(np.uint8).data
+        yield _rounded(recipe, stored, first, last, saturate, losses).view(np.uint8).data
 
 
-def _exact_then_rounded(
+def _rounded(
     recipe: Recipe, stored: Sequence[Bytes], start: int, stop: int, saturate: bool, losses: Losses
 ) -> Dense:
-    """The ordinary way of items `start:stop`: decode, round, count."""
+    """Items `start:stop`, by the layout's shorter way where it has one for them."""
     decoder = recipe.decoder
+    found = decoder.rounded(stored, start, stop, recipe.dtype)
+    if found is not None:
+        return found
     values, overflow = decoder.decode(stored, start, stop)
     losses.overflow += overflow
     if recipe.casts:

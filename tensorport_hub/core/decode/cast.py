@@ -79,11 +79,7 @@ def cast(values: Dense, source: DType, target: DType, *, saturate: bool = False)
 
 def _to_float16(exact: npt.NDArray[np.float32], saturate: bool) -> tuple[Dense, Losses]:
     """The quick way for what is 0 or normal in float16, numpy's for the rest, if that is little."""
-    magnitude = exact.view(np.uint32) & np.uint32(0x7FFFFFFF)
-    rest = magnitude - np.uint32(1) < np.uint32(_SMALLEST_HALF - 1)  # 0 wraps around
-    if magnitude.max(initial=0) >= _LARGEST_HALF:
-        rest |= magnitude >= np.uint32(_LARGEST_HALF)
-    where = np.flatnonzero(rest)
+    where = _extreme_halves(exact)
     if where.size > exact.size // 8:
         return _round(exact, DTYPES["F16"], saturate)
     with np.errstate(under="ignore", invalid="ignore"):
@@ -93,10 +89,18 @@ def _to_float16(exact: npt.NDArray[np.float32], saturate: bool) -> tuple[Dense, 
     return out, losses
 
 
+def _extreme_halves(exact: npt.NDArray[np.float32]) -> npt.NDArray[np.intp]:
+    """Where a value is neither 0 nor normal in float16."""
+    magnitude = exact.view(np.uint32) & np.uint32(0x7FFFFFFF)
+    large = magnitude.max(initial=0) >= _LARGEST_HALF and magnitude >= np.uint32(_LARGEST_HALF)
+    magnitude -= np.uint32(1)  # 0 wraps around
+    return np.flatnonzero((magnitude < np.uint32(_SMALLEST_HALF - 1)) | large)
+
+
 def _round(exact: Dense, target: DType, saturate: bool) -> tuple[Dense, Losses]:
     """By numpy's or ml_dtypes' own conversion."""
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        out = exact.astype(target.numpy)
+        out = exact.astype(target.numpy, copy=False)
     return out, _settle(exact, out, target, saturate)
 
 
@@ -125,10 +129,12 @@ def _exact(values: Dense, source: DType, target: DType) -> npt.NDArray[np.floati
 def _round_to_odd(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         near = values.astype(np.float32)
-    toward_zero = np.where(np.abs(near) > np.abs(values), np.nextafter(near, np.float32(0)), near)
-    inexact = (toward_zero != values) & ~np.isnan(values)
-    odd: npt.NDArray[np.uint32] = toward_zero.view(np.uint32) | inexact.astype(np.uint32)
-    return odd.view(np.float32)
+    away_from_zero = (near > values) & (values > 0) | (near < values) & (values < 0)
+    np.nextafter(near, np.float32(0), out=near, where=away_from_zero)
+    inexact = (near != values) & ~np.isnan(values)
+    bits = near.view(np.uint32)
+    bits |= inexact
+    return near
 
 
 def _settle(exact: Dense, out: Dense, target: DType, saturate: bool) -> Losses:

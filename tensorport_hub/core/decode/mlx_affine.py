@@ -134,9 +134,15 @@ class MlxAffine(Decoder):
         every = np.arange(1 << self.bits, dtype=np.uint8)
         if 4 * every.size > self.group_size:
             return self._affine(codes, scales, biases)
-        table = self._affine(every, scales, biases).reshape(-1)
-        first = np.arange(0, table.size, every.size)[:, None]
-        return look_up(table, codes + first.astype(np.uint16 if table.size <= 1 << 16 else np.uint32))
+        table = self._affine(every, scales, biases)
+        first = np.arange(0, 1 << 16, every.size, dtype=np.uint16)[:, None]
+        found = np.empty(codes.shape, self.dtype.numpy)
+        for at in range(0, len(codes), len(first)):  # as many groups as a 16-bit index tells apart
+            here = codes[at : at + len(first)]
+            found[at : at + len(first)] = look_up(
+                table[at : at + len(first)].reshape(-1), here + first[: len(here)]
+            )
+        return found
 
     def _affine(self, codes: Bytes, scales: Floats, biases: Floats) -> npt.NDArray[Any]:
         values = codes.astype(np.float32) * scales

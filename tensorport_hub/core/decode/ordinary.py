@@ -43,12 +43,12 @@ def is_ordinary(target: DType, left: Magnitudes, right: Magnitudes) -> bool:
 
 
 def narrow(values: Floats, target: DType) -> Dense:
-    """Ordinary values, multiplied by `PRESCALE`, in F16 or BF16."""
+    """Ordinary values, multiplied by `PRESCALE`, in F16 or BF16; the former overwrites them."""
     if target.name != "F16":
         return values.astype(target.numpy)
     bits = values.view(np.uint32)
     sign = bits & np.uint32(1 << 31)
-    bits = bits << np.uint32(3)
+    bits <<= np.uint32(3)
     bits |= sign
     return bits.view(np.float32).astype(ml_dtypes.bfloat16).view(np.float16)
 
