@@ -104,7 +104,6 @@ def mlx_affine(stored: Stored, rows: int, columns: int) -> Callable[[], Any]:
 
 def gptqmodel_torch(stored: Stored, rows: int, columns: int) -> Callable[[], Any]:
     """GPTQModel's `TorchLinear`, which wants zero points as they are: v1 stores them less 1."""
-    torch = import_module("torch")
     kind = import_module("gptqmodel.nn_modules.qlinear.torch").TorchLinear
     layer = kind(4, 128, True, False, columns, rows)
     nibbles = stored["qzeros"][:, None] >> np.array([0, 4], np.uint8) & np.uint8(15)
@@ -113,8 +112,6 @@ def gptqmodel_torch(stored: Stored, rows: int, columns: int) -> Callable[[], Any
     layer.qzeros = _torch(zeros, "int32").reshape(columns // 128, -1)
     layer.scales = _torch(stored["scales"], "float16").reshape(-1, rows)
     layer.g_idx = _torch(stored["g_idx"], "int32")
-    with torch.no_grad():
-        layer.dequantize_weight()
     return lambda: layer.dequantize_weight().T
 
 
