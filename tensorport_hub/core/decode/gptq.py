@@ -27,9 +27,8 @@ import numpy as np
 
 from tensorport_hub.core.decode.bits import Floats, unpack
 from tensorport_hub.core.decode.decoder import Bytes, Params
-from tensorport_hub.core.decode.groups import scale_columns
-from tensorport_hub.core.decode.transposed import Matrix, Transposed, check_groups
-from tensorport_hub.core.decode.words import values
+from tensorport_hub.core.decode.groups import ColumnGroups
+from tensorport_hub.core.decode.transposed import Matrix, Transposed, check_groups, turned
 from tensorport_hub.core.tensor import TensorSpec
 from tensorport_hub.errors import CheckpointError
 
@@ -48,7 +47,6 @@ class Gptq(Transposed):
     """
 
     bits: int = field(kw_only=True)
-    size: int = field(kw_only=True)
     zeros: str = field(kw_only=True)
     packing: str = field(kw_only=True)
     scheme: ClassVar[str] = "gptq"
@@ -95,18 +93,17 @@ class Gptq(Transposed):
         return self.qweight.shape[-2] * self.qweight.dtype.nbits // self.bits
 
     @property
-    def group_size(self) -> int:
-        return self.size
+    def width(self) -> int:
+        return self.bits
 
     @property
     def _planes(self) -> tuple[int, ...]:
         return PLANES.get(self.bits, ()) if self.packing == "planar" else ()
 
-    def _codes(self, stored: Matrix, first: int, last: int) -> Floats:
-        strip = np.ascontiguousarray(stored[:, first:last].T).view(np.uint8)
-        if self._planes:
-            return _from_planes(strip, self._planes).astype(np.float32)
-        return values(strip, self.bits, "dense", offset=0, count=self.columns)
+    def _codes(self, stored: Matrix, first: int, last: int) -> Bytes:
+        strip = turned(stored, first, last).view(np.uint8)
+        codes = _from_planes(strip, self._planes) if self._planes else unpack(strip, self.bits)
+        return codes[:, : self.columns]
 
     def _zero_points(self, stored: Matrix, first: int, last: int) -> Floats:
         whole = stored.view(np.uint8)
@@ -157,9 +154,7 @@ class GptqOrdered(Gptq):
     def columns(self) -> int:
         return self.g_idx.shape[-1] if self.g_idx.shape else 0
 
-    def _scale(
-        self, codes: Floats, zeros: Floats, scales: Floats, inputs: Sequence[Bytes], expert: int
-    ) -> None:
+    def _column_groups(self, inputs: Sequence[Bytes], expert: int) -> ColumnGroups:
         stack = inputs[3].view("<i4").reshape(-1, self.columns)
         index = stack[expert if len(stack) > 1 else 0]
         low, high = int(index.min()), int(index.max())
@@ -168,7 +163,7 @@ class GptqOrdered(Gptq):
                 f"GPTQ column groups {self.g_idx}: expected 0 to {self.groups - 1}, got"
                 f" {low if low < 0 else high}"
             )
-        scale_columns(codes, zeros, scales, index)
+        return ColumnGroups.ordered(index)
 
 
 def _from_planes(data: Bytes, planes: tuple[int, ...]) -> Bytes:

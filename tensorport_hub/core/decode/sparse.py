@@ -24,7 +24,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from tensorport_hub.core.decode.bits import Floats, as_float32
+from tensorport_hub.core.decode.bits import Floats, as_float32, look_up
 from tensorport_hub.core.decode.decoder import Bytes, Decoder, Dense, Params
 from tensorport_hub.core.ranges import Range
 from tensorport_hub.core.tensor import DTYPES, DType, TensorSpec
@@ -144,7 +144,7 @@ class _Sparse(Decoder):
         if self.scaled == "no":
             return out.reshape(-1).view(self.exact.numpy)
         table = _eighths(self._data.dtype.name)
-        values = np.take(table, out, mode="clip")
+        values = look_up(table, out)
         each = self._scales(inputs[2], mask.shape[0])
         if each.shape[1] > 1:
             each = np.repeat(each, self.group_size, axis=1)[:, : self.columns]

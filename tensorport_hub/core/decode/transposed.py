@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from math import prod
 from typing import Any, ClassVar
 
@@ -20,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tensorport_hub.core.decode.bits import Floats, as_float32
-from tensorport_hub.core.decode.decoder import Bytes, Decoder, Dense
-from tensorport_hub.core.decode.groups import scale_groups
+from tensorport_hub.core.decode.decoder import Bytes
+from tensorport_hub.core.decode.groups import ColumnGroups, Grouped, Rows
 from tensorport_hub.core.tensor import DType, TensorSpec
 from tensorport_hub.errors import CheckpointError
 
@@ -31,12 +32,13 @@ SCALES = ("F16", "BF16", "F32")
 
 
 @dataclass(frozen=True)
-class Transposed(Decoder):
-    """A packed weight, its zero points and its scales."""
+class Transposed(Grouped):
+    """A packed weight, its zero points and its scales; `size` columns share a scale."""
 
     qweight: TensorSpec
     qzeros: TensorSpec
     scales: TensorSpec
+    size: int = field(kw_only=True)
     held: ClassVar[bool] = True
 
     @property
@@ -54,8 +56,8 @@ class Transposed(Decoder):
 
     @property
     @abstractmethod
-    def group_size(self) -> int:
-        """Columns that share a scale; the last group may be smaller."""
+    def width(self) -> int:
+        """Bits of a code."""
 
     @property
     def rows(self) -> int:
@@ -70,48 +72,48 @@ class Transposed(Decoder):
     def shape(self) -> tuple[int, ...]:
         return (*self.scales.shape[:-2], self.rows, self.columns)
 
-    def decode(self, inputs: Sequence[Bytes], start: int, stop: int) -> tuple[Dense, int]:
+    def _rows(self, inputs: Sequence[Bytes], start: int, stop: int) -> Iterator[Rows]:
         stacks = [
             stored.view(tensor.dtype.numpy).reshape(-1, *tensor.shape[-2:])
-            for tensor, stored in zip(self.inputs[:2], inputs[:2], strict=True)
+            for tensor, stored in zip(self.inputs[:3], inputs[:3], strict=True)
         ]
-        scales = inputs[2].reshape(-1, self.groups, self.rows * self.scales.dtype.itemsize)
-        size = self.scales.dtype.itemsize
-        parts = []
-        for expert, first, last in self._strips(start, stop):
-            strip = np.ascontiguousarray(scales[expert, :, first * size : last * size]).reshape(-1)
-            factors = as_float32(strip, self.dtype.name).reshape(self.groups, last - first).T
-            if np.isnan(factors).any():
-                raise CheckpointError(f"scales {self.scales}: expected numbers, got NaN")
-            values = self._codes(stacks[0][expert], first, last)
-            zeros = self._zero_points(stacks[1][expert], first, last)
-            self._scale(values, zeros, factors, inputs, expert)
-            parts.append(values.reshape(-1))
-        return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.float32), *parts]), 0
-
-    def _strips(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-        """Items as experts with their first and last row."""
         columns = max(self.columns, 1)
         row, end = start // columns, -(-stop // columns)
-        while row < end:
+        while row < end:  # once an expert
             expert, first = divmod(row, self.rows)
             last = min(self.rows, first + end - row)
-            yield expert, first, last
+            weight, zeros, scales = (stack[expert] for stack in stacks)
+            yield Rows(
+                self._column_groups(inputs, expert),
+                self.width,
+                self._zero_points(zeros, first, last),
+                self._factors(scales, first, last),
+                partial(self._codes, weight, first, last),
+            )
             row += last - first
 
+    def _factors(self, stored: Matrix, first: int, last: int) -> Floats:
+        """Scales of output rows `first:last` of one expert: [last - first, G].
+
+        Raises:
+            CheckpointError: one is NaN.
+        """
+        found = as_float32(turned(stored, first, last).reshape(-1).view(np.uint8), self.dtype.name)
+        if np.isnan(found).any():
+            raise CheckpointError(f"scales {self.scales}: expected numbers, got NaN")
+        return found.reshape(last - first, self.groups)
+
     @abstractmethod
-    def _codes(self, stored: Matrix, first: int, last: int) -> Floats:
-        """Codes of output rows `first:last` of one expert: [last - first, I], fresh and contiguous."""
+    def _codes(self, stored: Matrix, first: int, last: int) -> Bytes:
+        """Codes of output rows `first:last` of one expert: [last - first, I]."""
 
     @abstractmethod
     def _zero_points(self, stored: Matrix, first: int, last: int) -> Floats:
         """Zero points of output rows `first:last` of one expert: [last - first, G]."""
 
-    def _scale(
-        self, codes: Floats, zeros: Floats, scales: Floats, inputs: Sequence[Bytes], expert: int
-    ) -> None:
-        """Turn codes into values, in place."""
-        scale_groups(codes, zeros, scales, self.group_size)
+    def _column_groups(self, inputs: Sequence[Bytes], expert: int) -> ColumnGroups:
+        """The columns of each group."""
+        return ColumnGroups(self.size)
 
     def _check_companions(self, layout: str, zeros_shape: tuple[int, ...], zeros_dtype: str) -> None:
         """Scales and zero points belong to the weight.
@@ -133,6 +135,14 @@ class Transposed(Decoder):
                 f"{layout} zero points {zeros}: expected {zeros_dtype} {[*lead, *zeros_shape]} to match"
                 f" `{self.qweight.name}` and `{scales.name}`, got {zeros.dtype} {[*zeros.shape]}"
             )
+
+
+def turned(stored: Matrix, first: int, last: int) -> Matrix:
+    """Columns `first:last` of a matrix as rows, contiguous.
+
+    They are copied out before they are turned, since words that lie a row apart miss the cache each time.
+    """
+    return np.ascontiguousarray(np.ascontiguousarray(stored[:, first:last]).T)
 
 
 def check_groups(layout: str, scales: TensorSpec, columns: int, groups: int, size: int) -> None:
