@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-__all__ = ["TensorportError", "__version__", "convert", "inspect", "mirror", "plan"]
+_VERBS = ("convert", "inspect", "mirror", "plan", "verify")
+
+__all__ = ["TensorportError", "__version__", "convert", "inspect", "mirror", "plan", "verify"]
 
 if TYPE_CHECKING:
-    from tensorport_hub.api import convert, inspect, mirror, plan
+    from tensorport_hub.api import convert, inspect, mirror, plan, verify
     from tensorport_hub.errors import TensorportError
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("convert", "inspect", "mirror", "plan"):
+    if name in _VERBS:
         from tensorport_hub import api
 
         return getattr(api, name)

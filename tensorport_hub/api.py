@@ -7,21 +7,25 @@ those of the command line; names common to Hub libraries (`revision`, `token`, `
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import monotonic
 from typing import Any
 
+from tensorport_hub.audit import Audit
+from tensorport_hub.core.mirror import Mirror
 from tensorport_hub.core.plan import LARGEST_SHARD, Options
 from tensorport_hub.core.size import parse_size
 from tensorport_hub.core.tensor import PRECISIONS
+from tensorport_hub.destination import Publication
 from tensorport_hub.edge.local import parse_folder
 from tensorport_hub.engine import run
-from tensorport_hub.errors import UseError
+from tensorport_hub.errors import CheckpointError, LossError, UseError, VerificationError
 from tensorport_hub.job import Job, Limits
 from tensorport_hub.meter import Meter
-from tensorport_hub.ports import Committed, Event, Planned
+from tensorport_hub.ports import Committed, Event, Planned, Published
 from tensorport_hub.reading import Reading
-from tensorport_hub.results import Inspection, MirrorResult, PlanResult
+from tensorport_hub.results import Inspection, MirrorResult, PlanResult, Verification
 
 
 def mirror(
@@ -46,11 +50,17 @@ def mirror(
     i_have_rights: bool = False,
     transfer: str = "auto",
     verify_source: str = "auto",
+    checkpoint_every: str | int = "20GB",
+    restart: bool = False,
+    create_pr: bool = False,
+    branch: str | None = None,
     commit_message: str | None = None,
     token: str | None = None,
     on_event: Callable[[Event], object] | None = None,
 ) -> MirrorResult:
     """Read a checkpoint range by range, decode it, and publish it as plain arrays.
+
+    An interrupted run is continued by the same call: for the Hub on any machine, once a checkpoint was made.
 
     Args:
         source: `org/model`, `org/model@revision`, `hf://org/model@revision/subfolder`, or a folder.
@@ -70,7 +80,11 @@ def mirror(
         i_have_rights: a gated or private source may be published openly.
         transfer: `auto`, `xet` or `lfs`.
         verify_source: `auto`, `whole` or `no`: sha256 of whole source files.
-        commit_message: of the one commit.
+        checkpoint_every: bytes that a crash may cost; a mirror of fewer is published by one commit.
+        restart: give up what an interrupted run left, and make again what the destination holds already.
+        create_pr: leave an open pull request instead of merging it.
+        branch: publish there instead of on `main`.
+        commit_message: of the commit, and title of the pull request.
         token: for source and destination; by default the one that you are logged in with.
         on_event: called with every event of `tensorport_hub.ports`, from any thread.
 
@@ -79,20 +93,32 @@ def mirror(
     """
     begun = monotonic()
     options = _options(locals())
-    limits = Limits.of(workers, max_memory, max_disk, transfer, options.shard_size)
-    meter = Meter(on_event)
-    with Job(source, destination, revision, token, options, limits, meter) as job:
-        job.check_rights(private, i_have_rights)
-        job.check_limits()
-        meter(Planned(len(job.plan.parts), job.bytes_in(), job.plan.bytes_out))
-        sink = job.open_sink(private, commit_message)
-        try:
-            outcome = run(job.plan, job.source, sink, allotment=job.allotment(sink), report=meter)
-            published, built = job.publish(sink, outcome)
-        finally:
-            sink.close()
-        meter(Committed(published))
-        return job.result(published, built, outcome, monotonic() - begun)
+    limits, meter = Limits.of(workers, max_memory), Meter(on_event)
+    publication = _publication(locals(), options)
+    with Job(source, destination, revision, token, options, limits, publication, meter) as job:
+        meter(Planned(len(job.plan.parts), job.schedule.bytes_read(), job.plan.bytes_out))
+        made = job.standing() or _carried_out(job)
+        meter(Committed(made[1]))
+        return job.result(*made, monotonic() - begun)
+
+
+def _carried_out(job: Job) -> tuple[Mirror, Published]:
+    """Make what is left to make, and publish."""
+    opened = job.open()
+    sink, journal = opened.sink, opened.journal
+    try:
+        if opened.published is not None:
+            return opened.published
+        outcome = run(job.plan, job.source, sink, journal, allotment=job.allotment(), report=job.meter)
+        return job.publish(sink, outcome)
+    except (CheckpointError, VerificationError, LossError):
+        sink.discard()
+        raise
+    except BaseException:
+        journal.save()
+        raise
+    finally:
+        sink.close()
 
 
 def plan(
@@ -117,6 +143,9 @@ def plan(
     i_have_rights: bool = False,
     transfer: str = "auto",
     verify_source: str = "auto",
+    checkpoint_every: str | int = "20GB",
+    create_pr: bool = False,
+    branch: str | None = None,
     token: str | None = None,
     on_event: Callable[[Event], object] | None = None,
 ) -> PlanResult:
@@ -126,12 +155,10 @@ def plan(
         TensorportError: what would stop the run.
     """
     options = _options(locals())
-    limits = Limits.of(workers, max_memory, max_disk, transfer, options.shard_size)
-    meter = Meter(on_event)
-    with Job(source, destination, revision, token, options, limits, meter) as job:
-        visible = job.check_rights(private, i_have_rights)
-        job.check_limits()
-        return job.preview(visible)
+    limits, meter = Limits.of(workers, max_memory), Meter(on_event)
+    publication = _publication(locals(), options)
+    with Job(source, destination, revision, token, options, limits, publication, meter) as job:
+        return job.preview()
 
 
 def convert(
@@ -141,6 +168,61 @@ def convert(
 ) -> MirrorResult:
     """`mirror` to a folder; `options` are the keyword arguments of `mirror`."""
     return mirror(input, str(parse_folder(output)), **options)
+
+
+def verify(
+    destination: str,
+    *,
+    revision: str | None = None,
+    deep: bool = False,
+    against_source: bool = False,
+    source: str | None = None,
+    sample: int | None = None,
+    seed: int | None = None,
+    workers: int | None = None,
+    max_memory: str | int = "1GB",
+    token: str | None = None,
+    on_event: Callable[[Event], object] | None = None,
+) -> Verification:
+    """Prove that a mirror is what its manifest says; nothing of it is downloaded unless asked for.
+
+    Args:
+        destination: `org/name`, a folder, or a git clone of a mirror.
+        revision: branch, tag, commit or pull request (`refs/pr/3`) of the mirror.
+        deep: read every byte.
+        against_source: compare with the source's own digests, make tensors again from it, and compare them.
+        source: where the source is now; by default where the manifest says.
+        sample: how many tensors to make again; by default all.
+        seed: of the draw; by default a new one, which the result names.
+
+    Returns:
+        All faults that were found; it is `ok` where there is none.
+
+    Raises:
+        DestinationError, SourceError: one of the two can't be read.
+        VerificationError: there is no manifest, or none that makes sense.
+    """
+    if sample is not None and sample < 1:
+        raise UseError(f"sample must be at least 1, got {sample}")
+    if not against_source and (sample is not None or source is not None):
+        raise UseError("`--sample` and `--source` mean something with `--against-source` only")
+    limits, meter = Limits.of(workers, max_memory), Meter(on_event)
+    with Audit(destination, revision, token, meter) as audit:
+        depth, faults, again = ["listing"], audit.check_listing(), None
+        if deep:
+            depth.append("bytes")
+            faults += audit.check_bytes(limits.workers)
+        if against_source:
+            depth.append("source")
+            more, again = audit.check_source(
+                source,
+                sample=sample,
+                seed=random.randrange(1 << 32) if seed is None else seed,
+                workers=limits.workers,
+                max_memory=limits.max_memory,
+            )
+            faults += more
+        return audit.result(faults, depth, again)
 
 
 def inspect(
@@ -193,6 +275,22 @@ def _options(given: Mapping[str, Any]) -> Options:
                 f"`{getattr(options, key)}` is no {key.replace('_', '-')}: expected one of {_or(words)}"
             )
     return options
+
+
+def _publication(given: Mapping[str, Any], options: Options) -> Publication:
+    """How the result is published, of a verb's arguments."""
+    max_disk = given["max_disk"]
+    return Publication(
+        given["private"],
+        given["i_have_rights"],
+        given["transfer"],
+        given.get("commit_message"),
+        given["create_pr"],
+        given["branch"],
+        given.get("restart", False),
+        parse_size(given["checkpoint_every"]),
+        2 * options.shard_size if max_disk is None else parse_size(max_disk),
+    )
 
 
 _CHOICES: Mapping[str, tuple[str, ...]] = {

@@ -25,14 +25,24 @@ class TensorportError(Exception):
     def __init__(
         self, message: str, *, hint: str = "", transient: bool = False, retry_after: float | None = None
     ) -> None:
-        super().__init__(message)
-        self.hint = hint
+        super().__init__(_printable(message))
+        self.hint = _printable(hint)
         self.transient = transient
         self.retry_after = retry_after
 
     @property
     def message(self) -> str:
         return str(self.args[0])
+
+
+def _printable(text: str) -> str:
+    """What a hostile file or server put into a message can't move the reader's cursor."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode("ascii")
+        for char in text
+    )
 
 
 class UseError(TensorportError):
@@ -69,6 +79,10 @@ class LimitError(TensorportError):
     """A limit of ours: memory, disk, file count, or a value that the target precision can't hold."""
 
     exit_code = 7
+
+
+class LossError(LimitError):
+    """A value that the target precision can't hold: the same run can never succeed."""
 
 
 def gather(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from tensorport_hub.ports import BytesRead, BytesWritten, Event, FileVerified, PartRetried, Warned
+from tensorport_hub.ports import BytesRead, BytesWritten, Event, FileVerified, PartRetried, Resumed, Warned
 
 
 class Meter:
@@ -14,7 +14,7 @@ class Meter:
     def __init__(self, on_event: Callable[[Event], object] | None) -> None:
         self._on_event = on_event
         self._lock = threading.Lock()
-        self.bytes_read = self.bytes_written = self.retries = self.verified = 0
+        self.bytes_read = self.bytes_written = self.retries = self.verified = self.resumed = 0
         self.warnings: list[str] = []
 
     def __call__(self, event: Event) -> None:
@@ -24,6 +24,8 @@ class Meter:
                     self.bytes_read += nbytes
                 case BytesWritten(nbytes=nbytes):
                     self.bytes_written += nbytes
+                case Resumed(parts=parts):
+                    self.resumed += parts
                 case PartRetried():
                     self.retries += 1
                 case FileVerified():

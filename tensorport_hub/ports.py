@@ -1,7 +1,8 @@
 """The ports: what the engine asks of the outside world, as protocols whose docstrings are duties.
 
-`Source` gives bytes, `Sink` takes them, `Report` is told what happens. Implementations live in `edge/`; each
-is held to the same suite in `tests/contracts/`. Nothing here does anything.
+`Source` gives bytes, `Sink` takes them, `Journal` remembers what is finished, `Report` is told what happens.
+Implementations live in `edge/`; each is held to the same suite in `tests/contracts/`. Nothing here does
+anything.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tensorport_hub.core.digest import SourceFile
+from tensorport_hub.core.journal import Entry, Progress
 
 
 @dataclass(frozen=True)
@@ -24,12 +26,16 @@ class Receipt:
 
 @dataclass(frozen=True)
 class Published:
-    """What a commit made: the new commit's id and page (None for a folder) and where to look at it."""
+    """What a commit made: the new commit's id and page (None for a folder) and where to look at it.
+
+    `pr_url` is the page of the pull request that the result waits in, where it is left open.
+    """
 
     location: str
     commit: str | None
     url: str | None
     changed: bool
+    pr_url: str | None = None
 
 
 class Source(Protocol):
@@ -42,6 +48,10 @@ class Source(Protocol):
     @property
     def commit(self) -> str:
         """The commit that everything is read from; for a folder "", it has none."""
+
+    @property
+    def stamp(self) -> str:
+        """What changes when bytes do and `commit` does not; "" where the commit pins everything."""
 
     @property
     def files(self) -> Sequence[SourceFile]:
@@ -90,6 +100,9 @@ class Sink(Protocol):
         Safe to call from several threads. May block until a stream or staging space is free.
         """
 
+    def has(self, receipt: Receipt) -> bool:
+        """Whether a run before this one left exactly this file here, for `commit` to publish."""
+
     def put(self, path: str, content: bytes) -> Receipt:
         """Add a small file (configuration, card, manifest) to what `commit` will publish."""
 
@@ -100,8 +113,34 @@ class Sink(Protocol):
             DestinationError: nothing was published, or it is unknown and the message says so.
         """
 
+    def discard(self) -> None:
+        """This run can never succeed: forget what was kept for a next one; never raises."""
+
     def close(self) -> None:
-        """Give connections, staging files and sessions back, whatever happened; never raises."""
+        """Give connections and sessions back, whatever happened; never raises.
+
+        Without a commit, what the journal knows of stays for the next run; all else goes.
+        """
+
+
+class Journal(Protocol):
+    """What the runs of one plan finished, for the next run of it. The sink, not the journal, is the truth."""
+
+    @property
+    def progress(self) -> Progress:
+        """What runs before this one finished."""
+
+    def add(self, entry: Entry) -> None:
+        """Remember an entry: at once, or with others at the next checkpoint, which may happen in this call.
+
+        A part is entered once its writer has finished. Safe to call from several threads.
+
+        Raises:
+            DestinationError: it can't be kept, or another run of the plan has taken over.
+        """
+
+    def save(self) -> None:
+        """The run ends early: keep what is not kept yet, within seconds; never raises."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +150,21 @@ class Planned:
     parts: int
     bytes_in: int
     bytes_out: int
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """An earlier run left parts that need not be made again."""
+
+    parts: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Saved:
+    """So many parts are safe now: a run that begins after this moment will not make them again."""
+
+    parts: int
 
 
 @dataclass(frozen=True)
@@ -176,7 +230,17 @@ class Committed:
 
 
 Event = (
-    Planned | BytesRead | BytesWritten | PartDone | PartRetried | FileVerified | Waiting | Warned | Committed
+    Planned
+    | Resumed
+    | BytesRead
+    | BytesWritten
+    | PartDone
+    | PartRetried
+    | FileVerified
+    | Saved
+    | Waiting
+    | Warned
+    | Committed
 )
 
 Report = Callable[[Event], None]

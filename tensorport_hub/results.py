@@ -7,15 +7,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tensorport_hub.core.plan import Plan
+from tensorport_hub.core.proof import Fault
 
 
 @dataclass(frozen=True)
 class Stats:
-    """What a run cost."""
+    """What a run cost.
+
+    Attributes:
+        parts: files of weights that the mirror has.
+        parts_resumed: those of them that an earlier run had made.
+    """
 
     tensors: int
     parameters: int
     parts: int
+    parts_resumed: int
     bytes_read: int
     bytes_written: int
     bytes_published: int
@@ -32,7 +39,8 @@ class MirrorResult:
     Attributes:
         destination: repository id, or the folder's absolute path.
         commit_url: page of the commit; None for a folder.
-        pr_url: page of the pull request, where one was asked for.
+        commit: what readers see; with `pr_url`, the head of the pull request; None for a folder.
+        pr_url: page of the pull request, where one is left open.
         manifest: manifest.json, parsed.
         losses: tensor name -> (overflows, underflows), where rounding cost anything.
         changed: False where the destination held exactly this already.
@@ -54,6 +62,8 @@ class PlanResult:
     """What a mirror run would do.
 
     Attributes:
+        standing: the destination holds exactly this already.
+        checkpoints: about how many a run makes before it publishes; None: one commit does it all.
         bytes_in: source bytes that will be read, those twice included.
         bytes_again: the part of it that order forces to be read a second time.
     """
@@ -63,6 +73,8 @@ class PlanResult:
     destination: str
     exists: bool
     private: bool | None
+    standing: bool
+    checkpoints: int | None
     files_in: int
     bytes_in: int
     bytes_again: int
@@ -74,6 +86,45 @@ class PlanResult:
     memory: int
     disk: int
     warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Again:
+    """Tensors that were made again from the source: their names, the seed of the draw, bytes of output."""
+
+    tensors: tuple[str, ...]
+    seed: int | None
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was proven of a mirror, and what is wrong with it.
+
+    Attributes:
+        destination: repository id, or the folder's absolute path.
+        commit: the state that was looked at; None for a folder.
+        source, revision: what the manifest says that it was made from; no source for a folder.
+        depth: of `listing`, `bytes`, `source`: what was looked at.
+        files, nbytes, tensors: what the manifest lists.
+        again: what was made again from the source.
+        faults: everything that is not as it must be; empty where the mirror is proven.
+    """
+
+    destination: str
+    commit: str | None
+    source: str | None
+    revision: str
+    depth: tuple[str, ...]
+    files: int
+    nbytes: int
+    tensors: int
+    again: Again | None
+    faults: tuple[Fault, ...]
+
+    @property
+    def ok(self) -> bool:
+        return not self.faults
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ from tensorport_hub.ports import Report, Source, Warned
 _READERS = 8
 _FACT_GAP = 256 * 1024
 _FACT_RANGE = 16 * 1024 * 1024
+_FACTS_LIMIT = 256 * 1024 * 1024
 _SMALL_LIMIT = 256 * 1024 * 1024
 
 
@@ -251,8 +252,18 @@ def _filtered(
 
 
 def _facts(source: Source, tensors: Sequence[TensorSpec]) -> dict[str, bytes]:
-    """The contents of all small tensors that detection needs, by few requests."""
+    """The contents of all small tensors that detection needs, by few requests.
+
+    Raises:
+        CheckpointError: together they are more than may be held.
+    """
     facts = [tensor for tensor in tensors if is_fact(tensor)]
+    total = sum(tensor.nbytes for tensor in facts)
+    if total > _FACTS_LIMIT:
+        raise CheckpointError(
+            f"{len(facts)} tensors that say how weights are stored have {total} bytes: expected at most"
+            f" {_FACTS_LIMIT}"
+        )
     by_file: dict[str, list[TensorSpec]] = {}
     for tensor in facts:
         by_file.setdefault(tensor.file, []).append(tensor)

@@ -18,8 +18,37 @@ import numpy as np
 import numpy.typing as npt
 
 from tensorport_hub.core.digest import SourceFile
+from tensorport_hub.core.journal import Entry, Progress, Remaining, gathered, remaining
+from tensorport_hub.core.plan import Plan
 from tensorport_hub.errors import DestinationError, SourceError
 from tensorport_hub.ports import Published, Receipt, Sink, Source, Writer
+
+
+def everything(plan: Plan) -> Remaining:
+    """All that there is to do, where nothing is done."""
+    return remaining(plan, Progress())
+
+
+class MemoryJournal:
+    """A journal in memory; `failing` makes `add` raise."""
+
+    def __init__(self, progress: Progress | None = None, failing: BaseException | None = None) -> None:
+        self.progress = progress or Progress()
+        self.failing = failing
+        self.entries: list[Entry] = []
+        self.saved = 0
+
+    def add(self, entry: Entry) -> None:
+        if self.failing is not None:
+            raise self.failing
+        self.entries.append(entry)
+
+    def save(self) -> None:
+        self.saved += 1
+
+    def next(self) -> MemoryJournal:
+        """The journal that the next run finds."""
+        return MemoryJournal(gathered(self.entries))
 
 
 @dataclass(frozen=True)
@@ -33,6 +62,8 @@ class Read:
 
 class MemorySource:
     """Files in a dictionary; records every read."""
+
+    stamp = ""
 
     def __init__(
         self,
@@ -116,6 +147,10 @@ class MemorySink:
             self.live.add(writer)
         return writer
 
+    def has(self, receipt: Receipt) -> bool:
+        held = self.held.get(receipt.path)
+        return held is not None and hashlib.sha256(held).hexdigest() == receipt.sha256
+
     def put(self, path: str, content: bytes) -> Receipt:
         with self.lock:
             self.events.append(("put", path))
@@ -135,6 +170,9 @@ class MemorySink:
             self.visible.clear()
             self.visible.update(wanted)
         return Published("memory", None, None, changed)
+
+    def discard(self) -> None:
+        self.held.clear()
 
     def close(self) -> None:
         with self.lock:
@@ -205,6 +243,10 @@ class FlakySource:
     @property
     def commit(self) -> str:
         return self._source.commit
+
+    @property
+    def stamp(self) -> str:
+        return self._source.stamp
 
     @property
     def files(self) -> Sequence[SourceFile]:
@@ -279,8 +321,14 @@ class FlakySink:
             self._struck[path] += 1
             return fnmatchcase(path, self._path) and self._struck[path] <= self._times
 
+    def has(self, receipt: Receipt) -> bool:
+        return self.sink.has(receipt)
+
     def put(self, path: str, content: bytes) -> Receipt:
         return self.sink.put(path, content)
+
+    def discard(self) -> None:
+        self.sink.discard()
 
     def commit(self, receipts: Sequence[Receipt]) -> Published:
         return self.sink.commit(receipts)
@@ -346,8 +394,14 @@ class BoundedSink:
             self.writing -= 1
             self._changed.notify_all()
 
+    def has(self, receipt: Receipt) -> bool:
+        return self._sink.has(receipt)
+
     def put(self, path: str, content: bytes) -> Receipt:
         return self._sink.put(path, content)
+
+    def discard(self) -> None:
+        self._sink.discard()
 
     def commit(self, receipts: Sequence[Receipt]) -> Published:
         return self._sink.commit(receipts)

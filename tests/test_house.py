@@ -30,16 +30,31 @@ FLOORS = {
     "engine": 4,
     "edge": 4,
     "reading": 5,
-    "job": 6,
-    "api": 7,
-    "demo": 8,
-    "cli": 9,
-    "__main__": 10,
+    "destination": 5,
+    "hub_destination": 6,
+    "job": 7,
+    "audit": 7,
+    "api": 8,
+    "demo": 9,
+    "cli": 10,
+    "__main__": 11,
 }
 """Room or module -> floor; the longest matching prefix counts."""
 
-LOW_IN_EDGE = {"edge.retry", "edge.http", "edge.hub_client", "edge.hub_xet", "edge.hub_lfs"}
-"""They lie below their siblings in `edge`."""
+IN_EDGE = {
+    "edge.retry": 0,
+    "edge.http": 0,
+    "edge.exchange": 0,
+    "edge.journal": 0,
+    "edge.hub_client": 1,
+    "edge.hub_xet": 2,
+    "edge.hub_lfs": 2,
+    "edge.hub_ref": 2,
+    "edge.hub_pulls": 2,
+    "edge.hub_work": 3,
+    "edge.hub_journal": 4,
+}
+"""What lies below its siblings in `edge`, and how deep; all others lie on top, side by side."""
 
 NO_IO = {
     *("os", "io", "pathlib", "socket", "subprocess", "urllib.request", "http", "ssl", "shutil", "tempfile"),
@@ -122,8 +137,7 @@ def allowed(module: str, imported: str) -> bool:
     if here == "devhub" or there == "devhub":
         return (here == there) or (here in ("cli", "demo") and there == "devhub")
     if here == there == "edge":
-        low = {"edge.hub_client", "edge.http", "edge.retry"}
-        return imported in (low if module in LOW_IN_EDGE else LOW_IN_EDGE)
+        return IN_EDGE.get(imported, 5) < IN_EDGE.get(module, 5)
     if here == there:
         return True
     if here == "core":

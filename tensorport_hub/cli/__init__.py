@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
@@ -19,7 +20,7 @@ import click
 
 from tensorport_hub import __version__
 from tensorport_hub.cli import local
-from tensorport_hub.errors import TensorportError
+from tensorport_hub.errors import TensorportError, VerificationError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -108,6 +109,18 @@ _hub_options = _group(
         "--private/--public", default=None, help="Visibility of a new repository (as the source's)."
     ),
     click.option("--i-have-rights", is_flag=True, help="A gated or private source may be published openly."),
+    click.option(
+        "--checkpoint-every",
+        metavar="SIZE",
+        default="20GB",
+        show_default=True,
+        help="How much a crash may cost.",
+    ),
+    click.option("--pr", "create_pr", is_flag=True, help="Leave an open pull request."),
+    click.option("--branch", metavar="B", help="Publish on this branch (main)."),
+)
+_restart_option = click.option(
+    "--restart/--resume", default=False, help="Begin anew, or continue an interrupted run (--resume)."
 )
 _token_option = click.option("--token", metavar="T", help="Hub token (HF_TOKEN, or `hf auth login`).")
 _output_options = _group(
@@ -131,6 +144,7 @@ def cli() -> None:
 @_content_options
 @_limit_options
 @_hub_options
+@_restart_option
 @click.option("--commit-message", metavar="TEXT", help="Message of the commit.")
 @_token_option
 @_output_options
@@ -149,6 +163,7 @@ def mirror(src: str, dst: str | None, **options: Any) -> None:
 @_source_options
 @_content_options
 @_limit_options
+@_restart_option
 @_token_option
 @_output_options
 def convert(src: str, dst: str, **options: Any) -> None:
@@ -217,6 +232,39 @@ def inspect(src: str, every: bool, **options: Any) -> None:
         click.echo(shown.inspection_text(result, every=every))
 
 
+@cli.command()
+@click.argument("dst")
+@click.option("--revision", metavar="REV", help="Branch, tag, commit or refs/pr/N of the mirror (main).")
+@click.option("--deep", is_flag=True, help="Read every byte.")
+@click.option("--against-source", is_flag=True, help="Compare with the source, and make tensors again.")
+@click.option("--source", metavar="SRC", help="Where the source is now (as the manifest says).")
+@click.option("--sample", type=int, metavar="N", help="Make so many tensors again, drawn at random (all).")
+@click.option("--seed", type=int, metavar="N", help="Of the draw (a new one, which is printed).")
+@click.option("--workers", type=int, metavar="N", help="Parts in flight (number of processors).")
+@click.option("--max-memory", metavar="SIZE", default="1GB", show_default=True, help="Cap on peak memory.")
+@_token_option
+@_output_options
+def verify(dst: str, **options: Any) -> None:
+    """Prove that DST (org/name, a folder, a git clone) is what its manifest says.
+
+    Without options nothing of it is downloaded: sizes and digests are those that the Hub states itself.
+    """
+    as_json = options.pop("as_json")
+    with _display(options) as show:
+        from tensorport_hub import api
+        from tensorport_hub.cli import show as shown
+
+        result = api.verify(dst, on_event=show, **options)
+    if as_json:
+        from dataclasses import asdict
+
+        shown.as_json({**asdict(result), "ok": result.ok})
+    else:
+        click.echo(shown.verification_text(result))
+    if not result.ok:
+        raise click.exceptions.Exit(VerificationError.exit_code)
+
+
 cli.add_command(local.devhub)
 cli.add_command(local.demo)
 
@@ -237,10 +285,8 @@ def main(argv: list[str] | None = None) -> NoReturn:
     words = sys.argv[1:] if argv is None else argv
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        cli.main(words, prog_name="tensorport-hub", standalone_mode=False)
-        code = 0
-    except click.exceptions.Exit as error:
-        code = error.exit_code
+        ended = cli.main(words, prog_name="tensorport-hub", standalone_mode=False)
+        code = ended if isinstance(ended, int) else 0
     except click.ClickException as error:
         error.show()
         code = error.exit_code
@@ -249,7 +295,9 @@ def main(argv: list[str] | None = None) -> NoReturn:
         _tell(error, words)
     except click.Abort as error:  # how click passes an interrupt on
         code = 143 if isinstance(error.__cause__, _Terminated) else 130
-        click.echo("interrupted: nothing was published; the same command starts again", err=True)
+        click.echo("interrupted: readers see nothing of it", err=True)
+        if words[0] in ("mirror", "convert"):
+            click.echo(f"hint: `{_again(words)}` continues", err=True)
         sys.stderr.flush()
         os._exit(code)  # threads may still wait for a silent server
     except BrokenPipeError:
@@ -257,6 +305,17 @@ def main(argv: list[str] | None = None) -> NoReturn:
         code = 141
     sys.stdout.flush()
     sys.exit(code)
+
+
+def _again(words: Sequence[str]) -> str:
+    """The command that continues an interrupted one; without the token, which belongs on no screen."""
+    kept: list[str] = []
+    hidden = False
+    for word in words:
+        if not hidden and word != "--restart" and not word.startswith("--token="):
+            kept += [] if word == "--token" else [word]
+        hidden = word == "--token"
+    return shlex.join(["tensorport-hub", *kept])
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> None:

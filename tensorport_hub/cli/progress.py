@@ -27,6 +27,7 @@ from tensorport_hub.ports import (
     PartDone,
     PartRetried,
     Planned,
+    Resumed,
     Waiting,
     Warned,
 )
@@ -49,11 +50,19 @@ class _Counts:
     def __init__(self) -> None:
         self.begun = monotonic()
         self.parts = self.parts_done = self.total = self.read = self.written = self.verified = 0
+        self.resumed = 0
+        self.only_reads = False
 
     def add(self, event: Event) -> None:
         match event:
-            case Planned(parts=parts, bytes_out=total):
-                self.parts, self.total, self.begun = parts, total, monotonic()
+            case Planned(parts=parts, bytes_in=read, bytes_out=written):
+                self.parts, self.total, self.begun = parts, written or read, monotonic()
+                self.only_reads = not written
+                self.parts_done = self.read = self.written = 0
+            case Resumed(parts=parts, nbytes=nbytes):
+                self.parts_done += parts
+                self.written += nbytes
+                self.resumed = nbytes
             case BytesRead(nbytes=nbytes):
                 self.read += nbytes
             case BytesWritten(nbytes=nbytes):
@@ -63,8 +72,16 @@ class _Counts:
             case FileVerified():
                 self.verified += 1
 
+    @property
+    def done(self) -> int:
+        """Of `total`: bytes handed to the destination, or read where nothing is written."""
+        return self.read if self.only_reads else self.written
+
     def text(self) -> str:
-        rate = self.written / max(monotonic() - self.begun, 1e-3)
+        if self.only_reads:
+            rate = self.read / max(monotonic() - self.begun, 1e-3)
+            return f"read {format_size(self.read)} of {format_size(self.total)}, {format_size(rate)}/s"
+        rate = (self.written - self.resumed) / max(monotonic() - self.begun, 1e-3)
         memory = memory_now()
         held = f", memory {format_size(memory)}" if memory is not None else ""
         return (
@@ -83,8 +100,11 @@ def remark(event: Event) -> str | None:
             return f"waiting {seconds:.0f} s: {reason}"
         case PartRetried(path=path, attempt=attempt, reason=reason):
             return f"retrying {path} (attempt {attempt}): {reason}"
+        case Resumed(parts=parts, nbytes=nbytes):
+            return f"continuing: {parts:,} files with {format_size(nbytes)} are there already"
         case Committed(published=published):
-            return f"published {published.location}" + ("" if published.changed else " (nothing changed)")
+            word = "offered on" if published.pr_url else "published"
+            return f"{word} {published.location}" + ("" if published.changed else " (nothing changed)")
     return None
 
 
@@ -151,7 +171,7 @@ class Bar:
         if self._counts.total:
             detail = "publishing" if self._counts.parts_done == self._counts.parts else self._counts.text()
             self._progress.update(
-                self._task, total=self._counts.total, completed=self._counts.written, detail=detail
+                self._task, total=self._counts.total, completed=self._counts.done, detail=detail
             )
 
     def __enter__(self) -> Self:

@@ -12,9 +12,11 @@ from typing import Any
 import click
 
 from tensorport_hub.core.size import format_size
-from tensorport_hub.results import Inspection, MirrorResult, PlanResult
+from tensorport_hub.core.tensor import shorten
+from tensorport_hub.results import Inspection, MirrorResult, PlanResult, Stats, Verification
 
 _LISTED = 40
+_FAULTS = 100
 
 
 def as_json(value: object) -> None:
@@ -46,16 +48,20 @@ def mirror_text(result: MirrorResult) -> str:
     lines = [
         f"{stats.tensors:,} tensors, {stats.parameters:,} parameters in {stats.parts:,} files,"
         f" {format_size(stats.bytes_published)}",
-        f"read {format_size(stats.bytes_read)} in {stats.seconds:.1f} s{memory};"
+        f"read {format_size(stats.bytes_read)} in {stats.seconds:.1f} s{memory}{_resumed(stats)};"
         f" {stats.files_verified} source file{'s' * (stats.files_verified != 1)} verified whole",
     ]
     if result.losses:
         over = sum(lost for lost, _ in result.losses.values())
         under = sum(lost for _, lost in result.losses.values())
         lines.append(f"rounding: {over:,} values overflowed, {under:,} became 0; per tensor in manifest.json")
-    state = "published" if result.changed else "unchanged"
-    lines.append(f"{state}: {result.commit_url or result.destination}")
+    state = "unchanged" if not result.changed else "offered" if result.pr_url else "published"
+    lines.append(f"{state}: {result.pr_url or result.commit_url or result.destination}")
     return "\n".join(lines)
+
+
+def _resumed(stats: Stats) -> str:
+    return f", {stats.parts_resumed:,} files were there" if stats.parts_resumed else ""
 
 
 def plan_text(result: PlanResult) -> str:
@@ -71,6 +77,7 @@ def plan_text(result: PlanResult) -> str:
         ("read twice", f"{format_size(result.bytes_again)} ({share:.1f} %), forced by the order of tensors"),
         ("writes", f"{format_size(result.bytes_out)} in {result.parts:,} files, {result.shards} shards"),
         ("tensors", f"{result.tensors:,} with {result.parameters:,} parameters"),
+        ("publishes", _publication(result)),
         ("memory", f"at most {format_size(result.memory)}"),
         ("disk", f"at most {format_size(result.disk)} of staging" if result.disk else "no staging"),
         ("fingerprint", result.plan.fingerprint[:16]),
@@ -78,8 +85,41 @@ def plan_text(result: PlanResult) -> str:
     return "\n".join(f"{name:12} {text}" for name, text in rows)
 
 
+def _publication(result: PlanResult) -> str:
+    if result.standing:
+        return "nothing: the destination holds exactly this already"
+    if result.checkpoints is None:
+        return "in one commit"
+    return f"after about {result.checkpoints:,} checkpoints, from which an interrupted run continues"
+
+
 def _visibility(result: PlanResult) -> str:
     return "" if result.private is None else ", private" if result.private else ", public"
+
+
+def verification_text(result: Verification) -> str:
+    """What `verify` says: what was looked at, and everything that is wrong."""
+    at = f" at {result.commit}" if result.commit else ""
+    made = f"{result.source or 'a folder'} at {result.revision}"
+    lines = [
+        f"{result.destination}{at}, made from {made}",
+        f"{result.files:,} files with {format_size(result.nbytes)} and {result.tensors:,} tensors are listed",
+    ]
+    said = {
+        "listing": "sizes and digests as the other side states them",
+        "bytes": "every byte",
+        "source": "the source's files and plan",
+    }
+    lines.append(f"compared: {', '.join(said[depth] for depth in result.depth)}")
+    if result.again is not None:
+        drawn = f", drawn with seed {result.again.seed}" if result.again.seed is not None else ""
+        count = len(result.again.tensors)
+        lines.append(f"made again: {count:,} tensors, {format_size(result.again.nbytes)}{drawn}")
+    lines += [f"FAULT {shorten(fault.what)}: {fault.message}" for fault in result.faults[:_FAULTS]]
+    if len(result.faults) > _FAULTS:
+        lines.append(f"... and {len(result.faults) - _FAULTS:,} more; `--json` lists all")
+    lines.append(f"{len(result.faults):,} faults" if result.faults else "verified")
+    return "\n".join(lines)
 
 
 def inspection_text(result: Inspection, *, every: bool) -> str:
@@ -118,7 +158,8 @@ def step_summary(result: MirrorResult) -> None:
     if not path:
         return
     stats = result.stats
-    where = f"[{result.destination}]({result.commit_url})" if result.commit_url else f"`{result.destination}`"
+    page = result.pr_url or result.commit_url
+    where = f"[{result.destination}]({page})" if page else f"`{result.destination}`"
     with open(path, "a", encoding="utf-8") as file:
         file.write(
             f"### {'Mirrored to' if result.changed else 'Unchanged:'} {where}\n\n"

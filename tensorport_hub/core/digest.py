@@ -8,7 +8,16 @@ Sources: git "object format" (`blob <size>\\0<content>`), git-lfs "specification
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
+
+POINTER_NBYTES = 1024
+"""A larger file is no pointer."""
+
+_POINTER = re.compile(
+    rb"version https://git-lfs\.github\.com/spec/v1\n(?:ext-[^\n]*\n)*"
+    rb"oid sha256:([0-9a-f]{64})\nsize (\d{1,18})\n"
+)
 
 
 @dataclass(frozen=True)
@@ -26,7 +35,17 @@ def blob_oid(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
+def pointer(sha256: str, size: int) -> bytes:
+    """The text that stands for an LFS file."""
+    return f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode("ascii")
+
+
 def pointer_oid(sha256: str, size: int) -> str:
     """The git blob id (sha1, hex) of the pointer that stands for an LFS file."""
-    text = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n"
-    return blob_oid(text.encode("ascii"))
+    return blob_oid(pointer(sha256, size))
+
+
+def parse_pointer(data: bytes) -> tuple[str, int] | None:
+    """The sha256 and size of the file that a pointer stands for; None where it is no pointer."""
+    match = _POINTER.fullmatch(data)
+    return (match.group(1).decode(), int(match.group(2))) if match else None

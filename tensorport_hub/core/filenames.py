@@ -20,6 +20,14 @@ _PART = re.compile(r"\.part-\d{5,}-of-\d{5,}$", re.IGNORECASE)
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\.|$)", re.IGNORECASE)
 
 
+def is_inside(path: str) -> bool:
+    """Whether a relative path, on any system, names something below the folder that it starts from."""
+    pieces = path.split("/")
+    return all(piece not in ("", ".", "..") for piece in pieces) and not re.search(
+        r"[\x00-\x1f\\]|^[A-Za-z]:", path
+    )
+
+
 def encode(name: str) -> str:
     """`name` with unsafe bytes percent-encoded: injective, ASCII, without `/`."""
     encoded = "".join(chr(b) if b in _SAFE else f"%{b:02X}" for b in name.encode("utf-8"))

@@ -140,7 +140,7 @@ def parse(data: bytes) -> dict[str, Any]:
         VerificationError: it is no manifest, or one of a version that this tool does not know.
     """
     try:
-        value = json.loads(data)
+        value = json.loads(data, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise VerificationError(f"`{PATH}` is no JSON: {error}") from None
     found = value.get("schema") if isinstance(value, dict) else None
@@ -152,6 +152,14 @@ def parse(data: bytes) -> dict[str, Any]:
         )
     assert isinstance(value, dict)
     return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; two readers could choose different ones of two equal keys."""
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise ValueError("an object names a key twice")
+    return made
 
 
 def is_mirror(data: bytes) -> bool:

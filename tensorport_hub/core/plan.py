@@ -102,6 +102,14 @@ class Plan:
         """sha256 (hex) of the plan's JSON: equal exactly where the same bytes will come out."""
         return hashlib.sha256(dumps(self.to_json())).hexdigest()
 
+    @cached_property
+    def read_whole(self) -> frozenset[str]:
+        """Paths of the files that are read from their first byte to their last, so that they are proven."""
+        if self.options.verify_source == "no":
+            return frozenset()
+        partial = self.partial if self.options.verify_source == "auto" else ()
+        return frozenset(file.path for file in self.files) - frozenset(partial)
+
     @property
     def bytes_out(self) -> int:
         return sum(part.size for part in self.parts)

@@ -9,11 +9,13 @@ All of it is decided before the first byte, so a plan can say how many bytes wil
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
 
+from tensorport_hub.core.journal import Remaining
 from tensorport_hub.core.plan import Part, Plan, WeightFile
 from tensorport_hub.core.ranges import Range, coalesce
 from tensorport_hub.core.strips import Strip
@@ -37,20 +39,24 @@ class Schedule:
 
     Args:
         plan: what is to be made.
+        left: the files to walk and the parts to make of them.
         block: bytes to fetch at a time, but never less than one unit.
         keep: bytes of companions that each walk may keep.
         room: bytes that held parts may hold.
     """
 
-    def __init__(self, plan: Plan, *, block: int, keep: int, room: int) -> None:
-        self._plan, self._block, self._keep, self._room = plan, block, keep, room
+    def __init__(self, plan: Plan, left: Remaining, *, block: int, keep: int, room: int) -> None:
+        self._plan, self._left = plan, left
+        self._block, self._keep, self._room = block, keep, room
 
     @cached_property
     def _laid(self) -> tuple[dict[str, _Uses], dict[int, tuple[Tile, ...]]]:
         """The uses of each file, and the tiles of held parts by their index."""
         uses = {file.path: _Uses() for file in self._plan.files}
         tiles: dict[int, tuple[Tile, ...]] = {}
-        for number, found in groupby(self._plan.parts, key=lambda part: part.recipe):
+        wanted = self._left.make | self._left.prove
+        all_wanted = (part for part in self._plan.parts if part.index in wanted)
+        for number, found in groupby(all_wanted, key=lambda part: part.recipe):
             recipe, parts = self._plan.recipes[number], [*found]
             here = uses[recipe.decoder.inputs[0].file]
             here.empty += [part for part in parts if part.items[0] == part.items[1]]
@@ -101,14 +107,6 @@ class Schedule:
             if part is parts[0]:
                 here.pulled.append((file, primary))
 
-    @cached_property
-    def _whole(self) -> frozenset[str]:
-        verify = self._plan.options.verify_source
-        if verify == "no":
-            return frozenset()
-        partial = self._plan.partial if verify == "auto" else ()
-        return frozenset(file.path for file in self._plan.files if file.path not in partial)
-
     def tiles(self, part: Part) -> tuple[Tile, ...]:
         """Those of a held part."""
         return self._laid[1].get(part.index, ())
@@ -117,11 +115,11 @@ class Schedule:
         """How `file` is read. Under `auto` it is read whole where every tensor of it is wanted."""
         uses = self._laid[0][file.path]
         fed = sorted(uses.fed, key=lambda use: (use.start, use.part.index, use.tile))
-        walker = Walker(file.path, fed, self._whole, self._keep)
+        walker = Walker(file.path, fed, self._plan.read_whole, self._keep)
         blocks, kept = walker.walk(file, self._block)
         return Walk(
             file,
-            file.path in self._whole,
+            file.path in self._plan.read_whole,
             tuple(blocks),
             tuple(uses.empty),
             tuple(uses.apart),
@@ -131,20 +129,21 @@ class Schedule:
         )
 
     def bytes_read(self) -> int:
-        """Bytes that making the whole plan asks the source for."""
-        return sum(self.walk(file).bytes_read for file in self._plan.files)
+        """Bytes that all walks and parts ask the source for."""
+        return sum(self.walk(file).bytes_read for file in self._left.files)
 
     def bytes_again(self) -> int:
         """The part of them that was asked for before."""
-        once = sum(file.size for file in self._plan.files if file.path in self._whole)
-        ranges: dict[str, list[Range]] = {f.path: [] for f in self._plan.files if f.path not in self._whole}
+        whole = {file.path for file in self._left.files} & self._plan.read_whole
+        once = sum(file.size for file in self._left.files if file.path in whole)
+        ranges: dict[str, list[Range]] = defaultdict(list)
         read = 0
-        for walk in map(self.walk, self._plan.files):
+        for walk in map(self.walk, self._left.files):
             read += walk.bytes_read
             if not walk.whole:
                 ranges[walk.file.path] += [(block.start, block.stop) for block in walk.blocks]
             for file, strip in walk.beside:
-                if file in ranges:
+                if file not in whole:
                     ranges[file] += strip.reads(max(strip.asked, 1))
         once += sum(stop - start for found in ranges.values() for start, stop in coalesce(found))
         return read - once

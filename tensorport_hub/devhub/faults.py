@@ -19,6 +19,7 @@ is carried out by `traffic` and `bodies`:
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
@@ -111,6 +112,8 @@ class Faults:
     _fired: list[Fired] = field(default_factory=list)
     _suffering: dict[int, Fault] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    on_fire: Callable[[Fired], None] | None = None
+    """Called before the request that a fault befalls is handled; in the server's own thread."""
 
     def add(self, fault: Fault) -> Fault:
         with self._lock:
@@ -143,8 +146,11 @@ class Faults:
                     chosen = armed
             if chosen is None:
                 return None
-            self._fired.append(Fired(chosen.fault, origin, method, path))
-            return chosen.fault
+            fired = Fired(chosen.fault, origin, method, path)
+            self._fired.append(fired)
+        if self.on_fire is not None:
+            self.on_fire(fired)
+        return chosen.fault
 
     def suffer(self, request: object, fault: Fault | None) -> None:
         """Note the fault of a request under way; None when it is over."""

@@ -96,7 +96,7 @@ class Door:
             answer = self._sendable(request, await self._answer(request, handler, fault), fault)
             await self._send(request, answer, fault)
             return answer
-        except Dropped:
+        except (Dropped, ConnectionError):  # a fault closed the connection, or the client did
             closed = True
             return web.Response(status=499)  # never sent: the connection is closed
         finally:

@@ -11,6 +11,7 @@ Facts are those of huggingface_hub 2.x: an LFS entry of a commit is path, sha256
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,11 +34,17 @@ from huggingface_hub.utils._http import fix_hf_endpoint_in_url, get_session, hf_
 
 from tensorport_hub import __version__
 from tensorport_hub.core.digest import SourceFile
+from tensorport_hub.core.filenames import is_inside
+from tensorport_hub.core.tensor import shorten
 from tensorport_hub.edge.http import Refusal, failure
 from tensorport_hub.errors import DestinationError, TensorportError, UseError
 from tensorport_hub.ports import Receipt
 
 T = TypeVar("T")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_TOKEN = re.compile(r"[\x21-\x7e]+")
+"""What may stand in a header: libraries print a header that they refuse."""
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,9 @@ class HubClient:
 
     def __init__(self, *, endpoint: str | None = None, token: str | None = None) -> None:
         self.endpoint = (endpoint or os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
-        self.token = token or get_token()
+        self.token = (token or get_token() or "").strip() or None
+        if self.token is not None and not _TOKEN.fullmatch(self.token):
+            raise UseError("the token is malformed: it holds a space, a line break or a letter beyond ASCII")
         self._api = HfApi(
             endpoint=self.endpoint,
             token=self.token or False,
@@ -88,28 +97,20 @@ class HubClient:
             raise DestinationError(
                 "writing to the Hub needs a token", hint="log in with `hf auth login`, or set `HF_TOKEN`"
             )
-        return str(self._call(lambda: self._api.whoami(), "the account", DestinationError)["name"])
+        return self.call(lambda api: str(api.whoami()["name"]), "the account")
 
     def repo_state(self, repo_id: str, revision: str | None, refusal: Refusal) -> RepoState:
         """One request: the commit that `revision` names now, and all files with sizes and digests."""
+
+        def look(api: HfApi) -> RepoState:
+            info = api.model_info(repo_id, revision=revision, files_metadata=True)
+            files = tuple(_listed(s) for s in sorted(info.siblings or [], key=lambda s: s.rfilename))
+            if not isinstance(info.sha, str) or not _COMMIT.fullmatch(info.sha):
+                raise ValueError(f"commit {info.sha!r}")
+            return RepoState(repo_id, info.sha, bool(info.private), bool(info.gated), files)
+
         at = f" at `{revision}`" if revision else ""
-        info = self._call(
-            lambda: self._api.model_info(repo_id, revision=revision, files_metadata=True),
-            f"repository `{repo_id}`{at}",
-            refusal,
-        )
-        files = tuple(
-            SourceFile(
-                s.rfilename,
-                s.size if s.size is not None else 0,
-                s.lfs.sha256 if s.lfs else None,
-                None if s.lfs else s.blob_id,
-            )
-            for s in sorted(info.siblings or [], key=lambda s: s.rfilename)
-        )
-        if not info.sha:
-            raise refusal(f"repository `{repo_id}`{at} has no commit")
-        return RepoState(repo_id, info.sha, bool(info.private), bool(info.gated), files)
+        return self.call(look, f"repository `{repo_id}`{at}", refusal)
 
     def find_repo(self, repo_id: str) -> RepoState | None:
         """The repository's state on `main`, or None where there is none that this token may see."""
@@ -127,11 +128,11 @@ class HubClient:
             hf_raise_for_status(response)
             return bytes(response.content)
 
-        return self._call(get, f"`{path}` of `{repo_id}`", DestinationError)
+        return self.call(lambda api: get(), f"`{path}` of `{repo_id}`", DestinationError)
 
     def create_repo(self, repo_id: str, *, private: bool) -> None:
-        self._call(
-            lambda: self._api.create_repo(repo_id, private=private, exist_ok=True),
+        self.call(
+            lambda api: api.create_repo(repo_id, private=private, exist_ok=True),
             f"repository `{repo_id}`",
             DestinationError,
         )
@@ -139,36 +140,25 @@ class HubClient:
     def lfs_batch(self, repo_id: str, receipt: Receipt) -> LfsUpload | None:
         """How to upload an object; None where the Hub has it already."""
         info = UploadInfo(size=receipt.size, sample=b"", sha256=bytes.fromhex(receipt.sha256))
-        objects, errors, _ = self._call(
-            lambda: post_lfs_batch_info(
+
+        def ask(api: HfApi) -> LfsUpload | None:
+            objects, errors, _ = post_lfs_batch_info(
                 [info], None, "model", repo_id, endpoint=self.endpoint, headers=self.headers()
-            ),
-            f"upload of `{receipt.path}`",
-            DestinationError,
-        )
-        if errors:
-            fault = errors[0]["error"]
-            raise DestinationError(f"`{receipt.path}` is refused by the LFS server: {fault.get('message')}")
-        actions = objects[0].get("actions") if objects else None
-        if not actions or "upload" not in actions:
-            return None
-        upload, verify = actions["upload"], actions.get("verify")
-        headers = {str(k): str(v) for k, v in (upload.get("header") or {}).items()}
-        part_size = headers.pop("chunk_size", None)
-        urls = [headers.pop(key) for key in sorted((k for k in headers if k.isdigit()), key=int)]
-        return LfsUpload(
-            upload["href"],
-            headers,
-            int(part_size) if part_size else None,
-            tuple(urls),
-            verify["href"] if verify else None,
-        )
+            )
+            if errors:
+                said = shorten(errors[0]["error"].get("message"))
+                raise DestinationError(f"`{receipt.path}` is refused by the LFS server: {said}")
+            if [one["oid"] for one in objects] != [receipt.sha256]:
+                raise ValueError("it is not about the object that was asked for")
+            return _upload(objects[0].get("actions") or {})
+
+        return self.call(ask, f"upload of `{receipt.path}`")
 
     def lfs_paths(self, repo_id: str, files: Sequence[tuple[str, bytes]]) -> frozenset[str]:
         """Which of these files the Hub stores as LFS: by its attributes, or as large or binary."""
         operations = [CommitOperationAdd(path, content) for path, content in files]
-        self._call(
-            lambda: _fetch_upload_modes(
+        self.call(
+            lambda api: _fetch_upload_modes(
                 additions=operations,
                 repo_type="model",
                 repo_id=repo_id,
@@ -184,32 +174,38 @@ class HubClient:
     def commit(
         self,
         repo_id: str,
+        revision: str,
         *,
         uploaded: Sequence[Receipt],
         small: Sequence[tuple[str, bytes]],
         deleted: Sequence[str],
-        parent: str | None,
+        parent: str,
         message: str,
-    ) -> tuple[str, str]:
-        """One commit through the client's own call; (commit id, its page).
+    ) -> str:
+        """One commit through the client's own call; its id.
 
         Args:
+            revision: a branch, or the ref of a pull request.
             uploaded: content that the Hub's storage holds already.
             small: files that travel with the commit.
             deleted: paths to remove.
-            parent: the commit that `main` must still be at.
+            parent: the commit that the ref must still be at.
         """
         operations: list[Any] = [_uploaded(receipt) for receipt in uploaded]
         operations += [CommitOperationAdd(path, content) for path, content in small]
         operations += [CommitOperationDelete(path) for path in deleted]
-        info = self._call(
-            lambda: self._api.create_commit(
-                repo_id, operations, commit_message=message, parent_commit=parent, revision="main"
+        info = self.call(
+            lambda api: api.create_commit(
+                repo_id, operations, commit_message=message, parent_commit=parent, revision=revision
             ),
-            f"the commit to `{repo_id}`",
+            f"the commit to `{revision}` of `{repo_id}`",
             DestinationError,
         )
-        return str(info.oid), str(info.commit_url)
+        return str(info.oid)
+
+    def page(self, repo_id: str, commit: str) -> str:
+        """The page of a commit."""
+        return f"{self.endpoint}/{repo_id}/commit/{commit}"
 
     def hub_url(self, url: str) -> str:
         """A URL that the Hub gave, on the endpoint that the user named."""
@@ -218,13 +214,54 @@ class HubClient:
     def xet_write_token_url(self, repo_id: str) -> str:
         return f"{self.endpoint}/api/models/{repo_id}/xet-write-token/main"
 
-    def _call(self, call: Callable[[], T], what: str, refusal: Refusal) -> T:
+    def call(self, call: Callable[[HfApi], T], what: str, refusal: Refusal = DestinationError) -> T:
+        """A call of the client's public interface; its exceptions become ours."""
         with _translated(what, refusal):
-            return call()
+            return call(self._api)
+
+
+def _upload(actions: dict[str, Any]) -> LfsUpload | None:
+    """What a batch answer asks for; None where it asks for nothing: the object is there."""
+    if "upload" not in actions:
+        return None
+    upload, verify = actions["upload"], actions.get("verify")
+    headers = {str(k): str(v) for k, v in (upload.get("header") or {}).items()}
+    part_size = headers.pop("chunk_size", None)
+    urls = [headers.pop(key) for key in sorted((k for k in headers if k.isdigit()), key=int)]
+    return LfsUpload(
+        str(upload["href"]),
+        headers,
+        int(part_size) if part_size else None,
+        tuple(urls),
+        str(verify["href"]) if verify else None,
+    )
+
+
+def _listed(sibling: Any) -> SourceFile:
+    """A file of a listing.
+
+    Raises:
+        ValueError: what it says is no path, size or digest.
+    """
+    path, size = sibling.rfilename, 0 if sibling.size is None else sibling.size
+    sha256 = sibling.lfs.sha256 if sibling.lfs else None
+    oid = None if sibling.lfs else sibling.blob_id
+    if not isinstance(path, str) or not is_inside(path):
+        raise ValueError(f"file name {path!r}")
+    if type(size) is not int or size < 0:
+        raise ValueError(f"size {size!r} of {path!r}")
+    for digest, pattern in ((sha256, _SHA256), (oid, _COMMIT)):
+        if digest is not None and not (isinstance(digest, str) and pattern.fullmatch(digest)):
+            raise ValueError(f"digest {digest!r} of {path!r}")
+    return SourceFile(path, size, sha256, oid)
 
 
 class _Absent(DestinationError):
     """A destination repository that is not there."""
+
+
+class Forbidden(DestinationError):
+    """This account may not do that."""
 
 
 @contextmanager
@@ -240,8 +277,9 @@ def _translated(what: str, refusal: Refusal) -> Iterator[None]:
         raise _refused(error, what, refusal) from None
     except (httpx2.HTTPError, ConnectionError, TimeoutError) as error:
         raise refusal(f"{what} can't be reached: {type(error).__name__}: {error}", transient=True) from None
-    except (ValueError, KeyError) as error:
-        raise refusal(f"{what} was answered in a way that makes no sense: {error}") from None
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        said = shorten(f"{type(error).__name__}: {error}")
+        raise refusal(f"{what} was answered in a way that makes no sense: {said}") from None
 
 
 def _refused(error: HfHubHTTPError, what: str, refusal: Refusal) -> TensorportError:
@@ -253,6 +291,8 @@ def _refused(error: HfHubHTTPError, what: str, refusal: Refusal) -> TensorportEr
         made.hint = "check the name; a private repository needs a token that may read it"
         if refusal is DestinationError:
             return _Absent(made.message, hint=made.hint)
+    if response.status_code == 403 and refusal is DestinationError:
+        return Forbidden(made.message, hint=made.hint)
     return made
 
 

@@ -34,6 +34,7 @@ class LfsSession:
         self.client, self.http, self.repo_id, self.report = client, http, repo_id, report
         self._max_disk, self._used = max_disk, 0
         self._changed = threading.Condition()
+        self.closed = threading.Event()
         self.folder = tempfile.mkdtemp(prefix="tensorport-lfs-")
 
     def open(self, path: str, size: int) -> LfsSpool:
@@ -59,6 +60,7 @@ class LfsSession:
             self._changed.notify_all()
 
     def close(self) -> None:
+        self.closed.set()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -102,7 +104,9 @@ class LfsSpool:
 
     def _upload(self, receipt: Receipt) -> None:
         session = self._session
-        upload = retried(lambda: session.client.lfs_batch(session.repo_id, receipt), session.report)
+        upload = retried(
+            lambda: session.client.lfs_batch(session.repo_id, receipt), session.report, session.closed
+        )
         if upload is not None:
             self._send(receipt, upload)
 
@@ -135,14 +139,15 @@ class LfsSpool:
             body = io.BufferedReader(_Slice(self._file.fileno(), start, stop), 1 << 20)
             return self._request("PUT", url, {**headers, "Content-Length": str(stop - start)}, body)
 
-        return retried(send, self._session.report)
+        return retried(send, self._session.report, self._session.closed)
 
     def _post(self, url: str, body: dict[str, Any]) -> None:
         client = self._session.client
         own = urlsplit(url)[:2] == urlsplit(client.endpoint)[:2]
         headers = {**(client.headers() if own else {}), **_JSON}
         data = json.dumps(body).encode()
-        retried(lambda: self._request("POST", url, headers, data), self._session.report)
+        session = self._session
+        retried(lambda: self._request("POST", url, headers, data), session.report, session.closed)
 
     def _request(self, method: str, url: str, headers: Mapping[str, str], body: Any) -> Mapping[str, str]:
         response = self._session.http.request(

@@ -39,6 +39,8 @@ class _Link:
 class HubSource:
     """One commit of a model repository."""
 
+    stamp = ""
+
     def __init__(self, client: HubClient, state: RepoState, *, read_seconds: float, report: Report) -> None:
         self._client, self._report = client, report
         self._http = http.Http(read_seconds=read_seconds)
@@ -51,6 +53,7 @@ class HubSource:
         self._etags: dict[str, str] = {}
         self._locks: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
+        self._closed = threading.Event()
 
     def read_into(self, path: str, start: int, buffer: memoryview) -> None:
         file = self._by_path.get(path)
@@ -68,7 +71,7 @@ class HubSource:
                 failures += 1
                 if not error.transient or failures == ATTEMPTS:
                     raise
-                pause(error, failures, self._report)
+                pause(error, failures, self._report, self._closed)
                 continue
             failures = 0 if got else failures
             done += got
@@ -177,4 +180,5 @@ class HubSource:
             raise SourceError(f"{what}: expected sha256 {file.sha256}, got {etag}")
 
     def close(self) -> None:
+        self._closed.set()
         self._http.close()

@@ -25,6 +25,7 @@ from tensorport_hub.core.walk import Piece
 from tensorport_hub.engine.blocks import SharedBlock, Stopped
 from tensorport_hub.engine.reader import Reader
 from tensorport_hub.errors import SourceError
+from tensorport_hub.ports import Receipt
 
 Items = tuple[int, int, Sequence[tuple[Bytes, Strip]]]
 """Items `start:stop`, and of each input bytes that hold what they need, and which these are."""
@@ -39,6 +40,9 @@ class PartRun(ABC):
 
     holds = 0
     """Bytes of the room for held parts that it takes."""
+
+    expected: Receipt | None = None
+    """The sink holds it already: it is made once more, from bytes that are proven, and only compared."""
 
     def __init__(self, part: Part, recipe: Recipe) -> None:
         self.part, self.recipe = part, recipe

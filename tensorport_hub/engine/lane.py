@@ -12,7 +12,6 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -33,14 +32,6 @@ Make = Callable[[Sequence[Part], bool], list[PartRun]]
 
 Start = Callable[[PartRun], None]
 """Gives a part to a worker."""
-
-
-@dataclass(frozen=True)
-class FileDigest:
-    """What became known of a source file's content: its sha256 where it was read whole."""
-
-    path: str
-    sha256: str | None
 
 
 class Lane:
@@ -67,8 +58,8 @@ class Lane:
         self._sha256 = hashlib.sha256()
         self._git = hashlib.sha1(b"blob %d\0" % walk.file.size, usedforsecurity=False)
 
-    def run(self) -> FileDigest:
-        """Walk to the end.
+    def run(self) -> str | None:
+        """Walk to the end; the file's sha256 where it was read whole.
 
         Raises:
             SourceError: the source failed for good.
@@ -186,10 +177,10 @@ class Lane:
             kept = self._retained.pop(rows) if companion.last else self._retained[rows]
         return np.ascontiguousarray(cut(contiguous(*rows), kept, companion.strip)).reshape(-1)
 
-    def _verify(self) -> FileDigest:
+    def _verify(self) -> str | None:
         file = self._walk.file
         if not self._walk.whole:
-            return FileDigest(file.path, None)
+            return None
         sha256 = self._sha256.hexdigest()
         expected, got = (file.sha256, sha256) if file.sha256 else (file.git_oid, self._git.hexdigest())
         if expected is not None and expected != got:
@@ -198,4 +189,4 @@ class Lane:
                 hint="nothing was published; if it stays so, the source or the way to it is damaged",
             )
         self._report(FileVerified(file.path, sha256))
-        return FileDigest(file.path, sha256)
+        return sha256

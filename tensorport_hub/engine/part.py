@@ -10,6 +10,7 @@ opened first, each would wait for the other.
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -26,7 +27,7 @@ from tensorport_hub.core.strips import Strip
 from tensorport_hub.engine.blocks import StopFlag, Stopped
 from tensorport_hub.engine.feed import Items, PartRun
 from tensorport_hub.engine.reader import Reader
-from tensorport_hub.errors import LimitError, TensorportError
+from tensorport_hub.errors import LossError, TensorportError, VerificationError
 from tensorport_hub.ports import BytesWritten, PartDone, PartRetried, Receipt, Report, Sink, Writer
 
 ATTEMPTS = 4
@@ -54,9 +55,14 @@ class PartWriter:
             try:
                 if self._stop:
                     raise Stopped
-                return run, self._sink.open(run.part.path, run.part.size)
+                return run, self._open(run)
             except BaseException as error:
                 return run, error
+
+    def _open(self, run: PartRun) -> Writer:
+        if run.expected is not None:
+            return Comparison(run.expected)
+        return self._sink.open(run.part.path, run.part.size)
 
     def write(self, run: PartRun, opened: Writer | BaseException) -> Receipt:
         """Write the part as it is fed; again from the source if the sink fails in passing.
@@ -86,7 +92,7 @@ class PartWriter:
             if self._stop.wait(_seconds(failure, attempt)):
                 raise Stopped
             try:
-                opened = self._sink.open(run.part.path, run.part.size)
+                opened = self._open(run)
                 return self._attempt(run, opened, run.pieces(self._reader))
             except TensorportError as error:
                 failure = error
@@ -110,12 +116,37 @@ class PartWriter:
             del inputs  # a failure's traceback would keep them
             writer.abort()
             raise
-        self._report(PartDone(receipt))
+        if run.expected is None:
+            self._report(PartDone(receipt))
         return receipt
 
     def _pass_on(self, run: PartRun, writer: Writer, view: memoryview) -> None:
         writer.write(view)
-        self._report(BytesWritten(run.part.path, view.nbytes))
+        if run.expected is None:
+            self._report(BytesWritten(run.part.path, view.nbytes))
+
+
+class Comparison:
+    """A writer that only compares what it is given with what the sink holds."""
+
+    def __init__(self, expected: Receipt) -> None:
+        self._expected, self._sha256 = expected, hashlib.sha256()
+
+    def write(self, block: memoryview) -> None:
+        self._sha256.update(block)
+
+    def finish(self) -> Receipt:
+        got = self._sha256.hexdigest()
+        if got != self._expected.sha256:
+            raise VerificationError(
+                f"`{self._expected.path}`, left by an earlier run, is not what the source gives now: expected"
+                f" sha256 {got}, got {self._expected.sha256}",
+                hint="`--restart` makes it again",
+            )
+        return self._expected
+
+    def abort(self) -> None:
+        """Nothing is held."""
 
 
 def _seconds(failure: TensorportError, attempt: int) -> float:
@@ -129,12 +160,12 @@ def _check_losses(run: PartRun, options: Options) -> None:
     rows = "" if run.part.rows == (0, _rows(recipe)) else f", rows {run.part.rows[0]}:{run.part.rows[1]}"
     where = f"`{shorten(recipe.name)}`{rows}"
     if losses.overflow and options.on_overflow == "error":
-        raise LimitError(
+        raise LossError(
             f"{losses.overflow} finite values of {where} are too large for {recipe.dtype}",
             hint="`--on-overflow inf` or `saturate` accepts them; bfloat16 and float32 hold more",
         )
     if losses.underflow and options.on_underflow == "error":
-        raise LimitError(
+        raise LossError(
             f"{losses.underflow} non-zero values of {where} become 0 in {recipe.dtype}",
             hint="`--on-underflow report` accepts and counts them",
         )

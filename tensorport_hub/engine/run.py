@@ -1,4 +1,4 @@
-"""Run a plan: walk the source files in lanes, write the parts in workers, collect receipts.
+"""Run what is left of a plan: walk the source files in lanes, write the parts in workers, collect receipts.
 
 Order and progress: lanes take files in plan order; a lane gives a part to the workers when its first bytes
 are there. Workers take and open parts in the order in which they were given. A lane's blocks are only held by
@@ -6,6 +6,9 @@ parts whose bytes came before those that it reads next, so lanes and workers can
 circle. Held parts hold no blocks but room of their own, which a lane takes for all that it feeds together
 before it feeds one of them: who has room needs no more of it, nor a lane that waits for some. The first error
 stops everything, and is what `run` raises.
+
+What earlier runs finished comes from the journal, as far as the sink still holds it; what this one finishes
+is entered there.
 """
 
 from __future__ import annotations
@@ -18,16 +21,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from tensorport_hub.core.decode.cast import Losses
-from tensorport_hub.core.plan import Part, Plan
+from tensorport_hub.core.journal import MadePart, Progress, ReadFile, remaining
+from tensorport_hub.core.plan import Part, Plan, WeightFile
 from tensorport_hub.core.schedule import Schedule
 from tensorport_hub.engine.blocks import Room, StopFlag, Stopped
 from tensorport_hub.engine.budget import Allotment
 from tensorport_hub.engine.feed import PartRun, Streamed
-from tensorport_hub.engine.lane import FileDigest, Lane
+from tensorport_hub.engine.lane import Lane
 from tensorport_hub.engine.part import PartWriter
 from tensorport_hub.engine.reader import Reader
 from tensorport_hub.engine.tiled import Tiled
-from tensorport_hub.ports import Event, Receipt, Report, Sink, Source
+from tensorport_hub.ports import Event, Journal, Receipt, Report, Resumed, Sink, Source
 
 logger = logging.getLogger("tensorport_hub")
 
@@ -50,13 +54,15 @@ class Outcome:
     losses: Mapping[int, Losses]
 
 
-def run(plan: Plan, source: Source, sink: Sink, *, allotment: Allotment, report: Report) -> Outcome:
-    """Read, decode and write every part of `plan`; commit nothing.
+def run(
+    plan: Plan, source: Source, sink: Sink, journal: Journal, *, allotment: Allotment, report: Report
+) -> Outcome:
+    """Read, decode and write every part of `plan` that the sink does not hold yet; commit nothing.
 
     Raises:
         TensorportError: the first fault, by whose it is; every writer was finished or aborted.
     """
-    return _Run(plan, source, sink, allotment, _safe(report)).run()
+    return _Run(plan, source, sink, journal, allotment, _safe(report)).run()
 
 
 def _safe(report: Report) -> Report:
@@ -70,25 +76,39 @@ def _safe(report: Report) -> Report:
 
 
 class _Run:
-    def __init__(self, plan: Plan, source: Source, sink: Sink, allotment: Allotment, report: Report) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        source: Source,
+        sink: Sink,
+        journal: Journal,
+        allotment: Allotment,
+        report: Report,
+    ) -> None:
         self._plan, self._source, self._allotment, self._report = plan, source, allotment, report
+        self._journal = journal
         self._stop = StopFlag()
-        self._schedule = Schedule(plan, block=allotment.block, keep=allotment.keep, room=allotment.room)
+        self._held, self._digests = _held(plan, sink, journal.progress)
+        self._left = remaining(plan, Progress(self._held, self._digests))
+        self._schedule = Schedule(
+            plan, self._left, block=allotment.block, keep=allotment.keep, room=allotment.room
+        )
         self._room = Room(allotment.room, self._stop)
         self._reader = Reader(source, allotment.block, self._stop, report)
         self._writer = PartWriter(self._reader, sink, plan.options, self._stop, report)
         self._workers = ThreadPoolExecutor(allotment.workers, thread_name_prefix="part")
         self._writing: set[Future[None]] = set()
-        self._receipts: dict[int, Receipt] = {}
-        self._losses: dict[int, Losses] = {}
         self._lock = threading.Lock()
 
     def run(self) -> Outcome:
+        if self._held:
+            self._report(Resumed(len(self._held), sum(made.size for made in self._held.values())))
         lanes = ThreadPoolExecutor(self._allotment.lanes, thread_name_prefix="lane")
-        walks: list[Future[FileDigest | None]] = []
+        walks: list[Future[None]] = []
         try:
-            walks.extend(lanes.submit(self._walk, number) for number in range(len(self._plan.files)))
-            digests = [walk.result() for walk in walks]
+            walks.extend(lanes.submit(self._walk, file) for file in self._left.files)
+            for walk in walks:
+                walk.result()
             self._workers.shutdown(wait=True)
         except BaseException as error:
             self._stop.fail(error)
@@ -101,15 +121,24 @@ class _Run:
             self._workers.shutdown(wait=False, cancel_futures=bool(self._stop))
         if self._stop.error is not None:
             raise self._stop.error
-        receipts = tuple(self._receipts[part.index] for part in self._plan.parts)
-        known = {digest.path: digest.sha256 for digest in digests if digest is not None}
-        return Outcome(receipts, known, self._losses)
+        receipts = tuple(_receipt(part, self._held[part.index]) for part in self._plan.parts)
+        digests = {file.path: self._digests.get(file.path) for file in self._plan.files}
+        return Outcome(receipts, digests, self._losses())
 
-    def _walk(self, number: int) -> FileDigest | None:
+    def _losses(self) -> dict[int, Losses]:
+        """Recipe number -> what its parts lost, in the order of the plan."""
+        found: dict[int, Losses] = {}
+        for part in self._plan.parts:
+            made = self._held[part.index]
+            if made.overflow or made.underflow:
+                found.setdefault(part.recipe, Losses()).add(Losses(made.overflow, made.underflow))
+        return found
+
+    def _walk(self, file: WeightFile) -> None:
         """Walk one file; a failure stops the run and is kept, so that the first one is raised."""
         if self._stop:
-            return None
-        walk = self._schedule.walk(self._plan.files[number])
+            return
+        walk = self._schedule.walk(file)
         lane = Lane(
             walk,
             self._source,
@@ -121,22 +150,28 @@ class _Run:
             self._report,
         )
         try:
-            return lane.run()
+            sha256 = lane.run()
+            if sha256 is not None:
+                with self._lock:
+                    self._digests[file.path] = sha256
+                self._journal.add(ReadFile(file.path, sha256))
         except BaseException as error:
             self._stop.fail(error)
-            return None
 
     def _make(self, parts: Sequence[Part], pulls: bool) -> list[PartRun]:
         """Parts that are fed together, or (`pulls`) by nobody, once there is room for all of them."""
-        runs: list[PartRun] = []
-        for part in parts:
-            recipe = self._plan.recipes[part.recipe]
-            if recipe.decoder.held:
-                runs.append(Tiled(part, recipe, self._schedule.tiles(part), self._stop))
-            else:
-                runs.append(Streamed(part, recipe, pulls=pulls))
+        runs = [self._run_of(part, pulls) for part in parts]
         self._room.take(sum(run.holds for run in runs))
         return runs
+
+    def _run_of(self, part: Part, pulls: bool) -> PartRun:
+        recipe = self._plan.recipes[part.recipe]
+        run: PartRun = Streamed(part, recipe, pulls=pulls)
+        if recipe.decoder.held:
+            run = Tiled(part, recipe, self._schedule.tiles(part), self._stop)
+        if part.index in self._left.prove:
+            run.expected = _receipt(part, self._held[part.index])
+        return run
 
     def _give(self, run: PartRun) -> None:
         self._writer.give(run)
@@ -148,15 +183,32 @@ class _Run:
         run, opened = self._writer.take()
         try:
             receipt = self._writer.write(run, opened)
+            if run.expected is None:
+                lost = run.losses
+                made = MadePart(run.part.index, receipt.size, receipt.sha256, lost.overflow, lost.underflow)
+                with self._lock:
+                    self._held[made.index] = made
+                self._journal.add(made)
         except Stopped:
             return
         except BaseException as error:
             self._stop.fail(error)
-            return
         finally:
             run.let_go()
             self._room.give(run.holds)
-        with self._lock:
-            self._receipts[run.part.index] = receipt
-            if run.losses.overflow or run.losses.underflow:
-                self._losses.setdefault(run.part.recipe, Losses()).add(run.losses)
+
+
+def _held(plan: Plan, sink: Sink, progress: Progress) -> tuple[dict[int, MadePart], dict[str, str]]:
+    """What the sink still holds of the parts that the journal knows, and the digests that it knows."""
+    parts = {
+        part.index: made
+        for part in plan.parts
+        if (made := progress.parts.get(part.index)) is not None
+        and made.size == part.size
+        and sink.has(_receipt(part, made))
+    }
+    return parts, dict(progress.files)
+
+
+def _receipt(part: Part, made: MadePart) -> Receipt:
+    return Receipt(part.path, made.size, made.sha256)

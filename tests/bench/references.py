@@ -2,7 +2,8 @@
 
 Each row pairs this project's kernel with the format's own decoder on the same bytes, on one core, in one run;
 figures are medians in GB/s of output. It needs packages that the tests don't: torch, compressed-tensors,
-bitsandbytes, mlx, gguf; one that is absent is said so. Values are compared before anything is timed.
+bitsandbytes, mlx, gguf, gptqmodel (7.7.0 runs with torch 2.13 if installed with `--no-deps`); one that is
+absent is said so. Values are compared before anything is timed.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from safetensors import deserialize
 
 from tensorport_hub.core.decode.cast import Losses
 from tensorport_hub.core.render import render
+from tensorport_hub.core.strips import contiguous
 from tests.bench.kernels import bound, decode, filled, modules, seconds
 
 NAME = "model.layers.0.mlp.up_proj."
@@ -102,6 +103,28 @@ def mlx_affine(stored: Stored, rows: int, columns: int) -> Callable[[], Any]:
     return run
 
 
+def gptqmodel_torch(stored: Stored, rows: int, columns: int) -> Callable[[], Any]:
+    """GPTQModel's `TorchLinear`, which wants zero points as they are: v1 stores them less 1."""
+    kind = import_module("gptqmodel.nn_modules.qlinear.torch").TorchLinear
+    layer = kind(4, 128, True, False, columns, rows)
+    nibbles = stored["qzeros"][:, None] >> np.array([0, 4], np.uint8) & np.uint8(15)
+    zeros = (nibbles + np.uint8(1) & np.uint8(15)) @ np.array([1, 16], np.uint8)
+    layer.qweight = _torch(stored["qweight"], "int32").reshape(-1, rows)
+    layer.qzeros = _torch(zeros, "int32").reshape(columns // 128, -1)
+    layer.scales = _torch(stored["scales"], "float16").reshape(-1, rows)
+    layer.g_idx = _torch(stored["g_idx"], "int32")
+    return lambda: layer.dequantize_weight().T
+
+
+def gptqmodel_awq(stored: Stored, rows: int, columns: int) -> Callable[[], Any]:
+    """GPTQModel's copy of AutoAWQ's `dequantize_gemm`."""
+    packing = import_module("gptqmodel.quantization.awq.utils.packing_utils")
+    weight = _torch(stored["qweight"], "int32").reshape(columns, -1)
+    zeros = _torch(stored["qzeros"], "int32").reshape(columns // 128, -1)
+    scales = _torch(stored["scales"], "float16").reshape(-1, rows)
+    return lambda: packing.dequantize_gemm(weight, zeros, scales, 4, 128).T
+
+
 def gguf_mxfp4(stored: Stored, rows: int, columns: int) -> Callable[[], Any]:
     """gguf's numpy decoder, on its own arrangement of the same number of blocks."""
     gguf = import_module("gguf")
@@ -115,6 +138,8 @@ REFERENCES: dict[str, tuple[str, Reference, bool]] = {
     "mxfp4": ("gguf", gguf_mxfp4, False),
     "float8 block": ("torch", torch_float8, True),
     "int4 pack": ("compressed-tensors", compressed_int4, True),
+    "gptq": ("gptqmodel", gptqmodel_torch, True),
+    "awq": ("gptqmodel", gptqmodel_awq, True),
     "nf4": ("bitsandbytes", bitsandbytes_nf4, True),
     "mlx 4-bit": ("mlx", mlx_affine, True),
 }
@@ -146,9 +171,9 @@ def measure(name: str, rows: int, columns: int, runs: int) -> str:
 
 
 def _compare(recipe: Any, data: Stored, theirs: Any, name: str) -> None:
-    inputs = [(data[tensor.name], 0) for tensor in recipe.decoder.inputs]
+    inputs = [(data[t.name], contiguous(0, data[t.name].size)) for t in recipe.decoder.inputs]
     views = render(recipe, 0, recipe.decoder.items, inputs, saturate=False, losses=Losses())
-    mine = np.frombuffer(b"".join(bytes(view) for view in views), ml_dtypes.bfloat16).astype(np.float32)
+    mine = np.frombuffer(b"".join(bytes(view) for view in views), recipe.dtype.numpy).astype(np.float32)
     if type(theirs).__module__.startswith("mlx"):
         other = np.array(theirs.astype(import_module("mlx.core").float32))
     else:

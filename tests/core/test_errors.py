@@ -76,3 +76,10 @@ def test_a_flood_of_problems_is_cut_and_counted():
     assert error.message == "1000 problems:\n  - p0\n  - p1\n  - p2\n  - and 997 more"
     assert gather(CheckpointError, ["a"] * 20).message.count("\n  - ") == 20
     assert gather(CheckpointError, ["a"] * 21).message.endswith("- and 1 more")
+
+
+def test_control_characters_are_shown_not_sent():
+    """A message never moves the reader's cursor, whatever a file or server put into it; lines stay."""
+    error = CheckpointError("`a\x1b[2Jb`\0 and `\u202ec`\nnext", hint="x\r")
+    assert error.message == "`a\\x1b[2Jb`\\x00 and `\\u202ec`\nnext"
+    assert error.hint == "x\\r"

@@ -16,6 +16,7 @@ from tensorport_hub.core.recipe import Recipe
 from tensorport_hub.core.schedule import Schedule
 from tensorport_hub.core.walk import Companion, Piece, Walk
 from tests.core.samples import Stored, plan_of
+from tests.fakes import everything
 
 FILES = ["a.safetensors", "b.safetensors", "c.safetensors"]
 
@@ -169,7 +170,7 @@ def check_companion(c: Companion, walk: Walk, block, passed, held, whole) -> int
 @example(plan_of({FILES[0]: [("a", "F64", (100,)), ("e", "F32", (0, 3))]}), 1, 0)
 def test_walks_cover_their_files(plan, block, keep):
     """Blocks tile, items come once in order, companions are where they are said to be, within the budget."""
-    schedule = Schedule(plan, block=block, keep=keep, room=0)
+    schedule = Schedule(plan, everything(plan), block=block, keep=keep, room=0)
     walks = [schedule.walk(file) for file in plan.files]
     once: set[tuple[str, int]] = set()
     whole = {walk.file.path for walk in walks if walk.whole}
@@ -201,7 +202,7 @@ NBYTES = 128
 
 def ways(files: dict[str, list[Stored]], block: int, keep: int, **options):
     plan = plan_of(files, **options)
-    schedule = Schedule(plan, block=block, keep=keep, room=0)
+    schedule = Schedule(plan, everything(plan), block=block, keep=keep, room=0)
     walks = [schedule.walk(file) for file in plan.files]
     hows = [c.how for walk in walks for b in walk.blocks for c in b.companions]
     return hows, walks, schedule.bytes_again()
@@ -258,7 +259,7 @@ def test_a_straddling_companion_is_not_lost():
     for order in ([SCALES, PAD, BLOCKS], [BLOCKS, SCALES], [SCALES, BLOCKS]):
         for block in range(1, 230):
             plan = plan_of({FILES[0]: order})
-            schedule = Schedule(plan, block=block, keep=1000, room=0)
+            schedule = Schedule(plan, everything(plan), block=block, keep=1000, room=0)
             walk = schedule.walk(plan.files[0])
             check_blocks(plan, walk, block)
             check_pieces(plan, walk)
@@ -271,7 +272,7 @@ def test_a_file_of_nothing_wanted_is_not_read():
         plan = plan_of({FILES[0]: [PAD], FILES[1]: [("y", "U8", (5,))]}, verify_source=verify)
         kept = [recipe for recipe in plan.recipes if recipe.name == "y"]
         plan = without(plan, kept, 1000)
-        walk = Schedule(plan, block=64, keep=0, room=0).walk(plan.files[0])
+        walk = Schedule(plan, everything(plan), block=64, keep=0, room=0).walk(plan.files[0])
         assert walk.bytes_read == expected
         assert not any(b.pieces for b in walk.blocks)
 
@@ -284,16 +285,16 @@ def test_small_gaps_between_wanted_tensors_are_read_over():
     plan = plan_of({FILES[0]: stored})
     kept = [recipe for recipe in plan.recipes if recipe.name.startswith("t")]
     plan = without(plan, kept, 10**6)
-    walk = Schedule(plan, block=10**6, keep=0, room=0).walk(plan.files[0])
+    walk = Schedule(plan, everything(plan), block=10**6, keep=0, room=0).walk(plan.files[0])
     assert [(b.start, b.stop) for b in walk.blocks] == [(80, 80 + 65_556), (80 + 131_093, 80 + 131_103)]
 
 
 def test_a_part_larger_than_a_block_spans_blocks():
     """Cuts inside a tensor fall on its grain; a grain larger than the block is not cut."""
     plan = plan_of({FILES[0]: [("w", "F64", (9,))]}, data_start=3)
-    walk = Schedule(plan, block=20, keep=0, room=0).walk(plan.files[0])
+    walk = Schedule(plan, everything(plan), block=20, keep=0, room=0).walk(plan.files[0])
     assert [(b.start, b.stop) for b in walk.blocks] == [(0, 19), (19, 35), (35, 51), (51, 67), (67, 75)]
-    walk = Schedule(plan, block=2, keep=0, room=0).walk(plan.files[0])
+    walk = Schedule(plan, everything(plan), block=2, keep=0, room=0).walk(plan.files[0])
     assert [b.stop - b.start for b in walk.blocks] == [2, 1, *[8] * 9]
 
 
@@ -319,7 +320,7 @@ def test_fifty_thousand_tensors_are_scheduled_in_seconds(stored, keep):
     """The time grows with the number of tensors and blocks, not with their product."""
     begun = process_time()
     plan = plan_of({FILES[0]: stored})
-    walk = Schedule(plan, block=256 * 1024, keep=keep, room=0).walk(plan.files[0])
+    walk = Schedule(plan, everything(plan), block=256 * 1024, keep=keep, room=0).walk(plan.files[0])
     assert process_time() - begun < 8
     assert sum(len(b.pieces) for b in walk.blocks) >= len(plan.parts)
     assert walk.blocks[-1].stop == plan.files[0].size

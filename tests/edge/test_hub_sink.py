@@ -9,23 +9,39 @@ from huggingface_hub import HfApi
 
 from tensorport_hub.devhub import DevHub, Fault
 from tensorport_hub.edge import retry
+from tensorport_hub.edge.http import Http
 from tensorport_hub.edge.hub_client import HubClient
-from tensorport_hub.edge.hub_sink import HubSink, open_hub_sink
+from tensorport_hub.edge.hub_lfs import LfsSession
+from tensorport_hub.edge.hub_ref import HubRef
+from tensorport_hub.edge.hub_sink import HubSink
+from tensorport_hub.edge.hub_xet import XetSession
+from tensorport_hub.edge.journal import Unkept
 from tensorport_hub.errors import DestinationError, LimitError
 from tensorport_hub.ports import Sink
 from tests.contracts.sink import SinkContract, SinkOf
 
 
 def open_sink(hub: DevHub, transfer: str, *, max_disk: int = 1 << 22, writers: int = 4) -> HubSink:
-    return open_hub_sink(
-        HubClient(endpoint=hub.endpoint, token=hub.token),
-        "me/mirror",
-        private=False,
-        transfer=transfer,
+    """A sink that publishes in one commit on `main` of `me/mirror`."""
+    client = HubClient(endpoint=hub.endpoint, token=hub.token)
+    client.create_repo("me/mirror", private=False)
+    http = Http(read_seconds=5)
+    transport = (
+        XetSession.offered(client, http, "me/mirror")
+        if transfer == "xet"
+        else LfsSession(client, http, "me/mirror", max_disk=max_disk, report=lambda event: None)
+    )
+    assert transport is not None
+    return HubSink(
+        client,
+        http,
+        HubRef.of(client, "me/mirror", "main", lambda event: None),
+        None,
+        transport=transport,
+        journal=Unkept(),
         writers=writers,
-        max_disk=max_disk,
         message="Mirror",
-        read_seconds=5,
+        offer=False,
         report=lambda event: None,
     )
 
@@ -142,10 +158,3 @@ def test_small_files_the_hub_wants_as_lfs(hub: DevHub) -> None:
     assert files["tokenizer.model"][1] is not None
     assert files["config.json"][1] is None
     assert hub.read("me/mirror", "tokenizer.model") == b"\0binary" * 100
-
-
-def test_auto_prefers_xet(hub: DevHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`auto` streams where the Hub offers it; `HF_HUB_DISABLE_XET` turns that off."""
-    assert open_sink(hub, "auto").streams
-    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
-    assert not open_sink(hub, "auto").streams

@@ -7,14 +7,18 @@ import errno
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tensorport_hub.core.digest import SourceFile
-from tensorport_hub.edge.local import LocalSink, LocalSource, parse_folder
+from tensorport_hub.edge import exchange
+from tensorport_hub.edge.local import LocalSource, parse_folder
+from tensorport_hub.edge.local_sink import LocalSink
 from tensorport_hub.errors import DestinationError, SourceError, UseError
 from tensorport_hub.ports import Receipt, Sink
 from tests.contracts.sink import SinkContract, SinkOf
@@ -27,6 +31,11 @@ def write_files(root: Path, files: Mapping[str, bytes]) -> Path:
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_bytes(data)
     return root
+
+
+def open_sink(target: Path, *, key: str = "k", restart: bool = False) -> LocalSink:
+    """A sink for a plan of ten parts."""
+    return LocalSink(target, key=key, parts=range(10), restart=restart)
 
 
 def files_of(root: Path) -> dict[str, bytes]:
@@ -47,7 +56,7 @@ class TestLocalSink(SinkContract):
 
     @pytest.fixture
     def sink_of(self, tmp_path: Path) -> SinkOf:
-        return lambda: LocalSink(tmp_path / "out", key="0123456789ab")
+        return lambda: open_sink(tmp_path / "out")
 
     def published(self, sink: Sink) -> Mapping[str, bytes]:
         assert isinstance(sink, LocalSink)
@@ -163,30 +172,33 @@ class TestSinkFolder:
     def test_everything_is_staged_in_one_sibling(self, tmp_path: Path) -> None:
         """Before the commit all bytes lie in the staging folder; after it that is gone."""
         target = tmp_path / "out"
-        sink = LocalSink(target, key="k")
-        _write(sink, "shard_000/a.npy", b"abc")
+        sink = open_sink(target)
+        receipt = _write(sink, "shard_000/a.npy", b"abc")
         sink.put("README.md", b"hi")
-        assert [p.name for p in tmp_path.iterdir()] == [".out.tensorport-k"]
-        assert files_of(tmp_path / ".out.tensorport-k") == {"shard_000/a.npy": b"abc", "README.md": b"hi"}
-        sink.commit([])
+        assert [p.name for p in tmp_path.iterdir()] == [".out.tensorport"]
+        staged = files_of(tmp_path / ".out.tensorport" / "out")
+        assert staged == {"shard_000/a.npy": b"abc", "README.md": b"hi"}
+        sink.commit([receipt])
         sink.close()
         assert files_of(tmp_path) == {"out/shard_000/a.npy": b"abc", "out/README.md": b"hi"}
 
     def test_unfinished_file_has_a_temporary_name(self, tmp_path: Path) -> None:
         """A file carries its own name only when it is whole."""
-        sink = LocalSink(tmp_path / "out", key="k")
+        sink = open_sink(tmp_path / "out")
         writer = sink.open("a.npy", 3)
         writer.write(memoryview(b"abc"))
         assert "a.npy" not in {p.name for p in tmp_path.rglob("*")}
         writer.finish()
-        assert [p.name for p in (tmp_path / ".out.tensorport-k").iterdir()] == ["a.npy"]
+        assert [p.name for p in (tmp_path / ".out.tensorport" / "out").iterdir()] == ["a.npy"]
 
     def test_leftovers_of_a_killed_run_are_dropped(self, tmp_path: Path) -> None:
         """Files that an earlier run left in the staging folder don't get into the mirror."""
-        LocalSink(tmp_path / "out", key="k").open("old.npy", 3).write(memoryview(b"ab"))
-        sink = LocalSink(tmp_path / "out", key="k")
-        _write(sink, "a.npy", b"abc")
-        sink.commit([])
+        killed = open_sink(tmp_path / "out")
+        killed.open("old.npy", 3).write(memoryview(b"ab"))
+        _write(killed, "unknown.npy", b"abc")
+        killed._lock.close()
+        sink = open_sink(tmp_path / "out")
+        sink.commit([_write(sink, "a.npy", b"abc")])
         assert files_of(tmp_path / "out") == {"a.npy": b"abc"}
 
     @pytest.mark.parametrize("had", ["nothing", "empty", "mirror"])
@@ -197,7 +209,7 @@ class TestSinkFolder:
         if had == "mirror":
             write_files(tmp_path / "out", {"manifest.json": MANIFEST, "a.npy": b"old"})
         before = sorted(tmp_path.rglob("*"))
-        sink = LocalSink(tmp_path / "out", key="k")
+        sink = open_sink(tmp_path / "out")
         _write(sink, "shard_000/a.npy", b"abc")
         writer = sink.open("shard_000/b.npy", 10)
         writer.write(memoryview(b"half"))
@@ -207,9 +219,9 @@ class TestSinkFolder:
 
     def test_missing_parents_are_made(self, tmp_path: Path) -> None:
         """The folder may lie in folders that don't exist yet."""
-        sink = LocalSink(tmp_path / "x" / "y" / "out", key="k")
-        _write(sink, "a.npy", b"abc")
-        sink.commit([])
+        sink = open_sink(tmp_path / "x" / "y" / "out")
+        sink.commit([_write(sink, "a.npy", b"abc")])
+        sink.close()
         assert files_of(tmp_path / "x") == {"y/out/a.npy": b"abc"}
 
     @pytest.mark.parametrize(
@@ -226,7 +238,7 @@ class TestSinkFolder:
         """A folder that is no mirror of ours is exit code 5, and stays as it is."""
         write_files(tmp_path / "out", held)
         with pytest.raises(DestinationError, match="no mirror of ours") as caught:
-            LocalSink(tmp_path / "out", key="k")
+            open_sink(tmp_path / "out")
         assert caught.value.exit_code == 5
         assert files_of(tmp_path) == {f"out/{path}": data for path, data in held.items()}
 
@@ -236,7 +248,7 @@ class TestSinkFolder:
         held = {"manifest.json": MANIFEST, "a.npy": b"old", stranger: b"mine"}
         write_files(tmp_path / "out", held)
         with pytest.raises(DestinationError, match=f"`{stranger}`"):
-            LocalSink(tmp_path / "out", key="k")
+            open_sink(tmp_path / "out")
         assert files_of(tmp_path / "out") == held
 
     @pytest.mark.parametrize("there", ["file", "broken link", "link to folder"])
@@ -250,39 +262,93 @@ class TestSinkFolder:
             (tmp_path / "elsewhere").mkdir()
             (out / "link").symlink_to("../elsewhere" if there == "link to folder" else "../nowhere")
         with pytest.raises(DestinationError):
-            LocalSink(out, key="k")
+            open_sink(out)
 
     def test_old_mirror_is_replaced_whole(self, tmp_path: Path) -> None:
         """The files of an older mirror are gone after the commit, and are all there until then."""
         old = {"manifest.json": MANIFEST, "a.npy": b"old"}
         write_files(tmp_path / "out", old)
-        sink = LocalSink(tmp_path / "out", key="k")
-        _write(sink, "b.npy", b"new")
+        sink = open_sink(tmp_path / "out")
+        receipt = _write(sink, "b.npy", b"new")
         assert files_of(tmp_path / "out") == old
-        sink.commit([])
+        sink.commit([receipt])
         sink.close()
         assert files_of(tmp_path) == {"out/b.npy": b"new"}
 
-    def test_failed_swap_brings_the_old_mirror_back(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize("failing", ["exchange", "first rename", "second rename"])
+    def test_failed_swap_leaves_the_old_mirror(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
     ) -> None:
         """Where the finished folder can't be moved in, the old mirror is where it was."""
         old = {"manifest.json": MANIFEST, "a.npy": b"old"}
         write_files(tmp_path / "out", old)
-        sink = LocalSink(tmp_path / "out", key="k")
-        _write(sink, "b.npy", b"new")
-        monkeypatch.setattr(os, "replace", _failing(errno.EACCES))
+        sink = open_sink(tmp_path / "out")
+        receipt = _write(sink, "b.npy", b"new")
+        if failing == "exchange":
+            monkeypatch.setattr(exchange, "_swap", _failing(errno.EACCES))
+        else:
+            monkeypatch.setattr(exchange, "_swap", _failing(errno.ENOSYS))
+            rename, calls = os.rename, iter([failing == "first rename", failing == "second rename"])
+
+            def fail(one: Path, other: Path) -> None:
+                if next(calls, False):
+                    raise OSError(errno.EACCES, "Permission denied")
+                rename(one, other)
+
+            monkeypatch.setattr(os, "rename", fail)
         with pytest.raises(DestinationError, match="can't take the finished mirror"):
-            sink.commit([])
+            sink.commit([receipt])
         sink.close()
         assert files_of(tmp_path) == {f"out/{path}": data for path, data in old.items()}
+
+    def test_swap_by_renames(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where the system can't exchange two folders, two renames do, and nothing is left beside."""
+        write_files(tmp_path / "out", {"manifest.json": MANIFEST, "a.npy": b"old"})
+        monkeypatch.setattr(exchange, "_swap", _failing(errno.ENOSYS))
+        sink = open_sink(tmp_path / "out")
+        sink.commit([_write(sink, "b.npy", b"new")])
+        sink.close()
+        assert files_of(tmp_path) == {"out/b.npy": b"new"}
+
+    def test_run_that_died_between_the_renames_is_mended(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The next run puts the old mirror back before it does anything else."""
+        old = {"manifest.json": MANIFEST, "a.npy": b"old"}
+        work = tmp_path / ".out.tensorport"
+        write_files(work / "out.old", old)
+        write_files(work / "out", {"b.npy": b"new"})
+        sink = open_sink(tmp_path / "out")
+        assert files_of(tmp_path / "out") == old
+        sink.commit([_write(sink, "b.npy", b"new")])
+        sink.close()
+        assert files_of(tmp_path) == {"out/b.npy": b"new"}
+
+    def test_folders_are_exchanged_in_one_step(self, tmp_path: Path) -> None:
+        """At every moment a reader finds one of the two: no name is ever missing."""
+        write_files(tmp_path / "a", {"file": b"a"})
+        write_files(tmp_path / "b", {"file": b"b"})
+        seen: set[bytes] = set()
+        stop = threading.Event()
+
+        def read() -> None:
+            while not stop.is_set():
+                seen.add((tmp_path / "a" / "file").read_bytes())
+
+        with ThreadPoolExecutor(1) as reader:
+            reading = reader.submit(read)
+            for _ in range(2000):
+                exchange.exchange(tmp_path / "a", tmp_path / "b")
+            stop.set()
+            reading.result()
+        assert seen == {b"a", b"b"}
 
     def test_lost_file_is_not_published(self, tmp_path: Path) -> None:
         """A mirror that lacks a file which was written is never swapped in, whoever removed it."""
         for lost in ("a.npy", "config.json"):
-            sink = LocalSink(tmp_path / "out", key="k")
+            sink = open_sink(tmp_path / "out")
             receipts = [_write(sink, "a.npy", b"abc"), sink.put("config.json", b"{}")]
-            (tmp_path / ".out.tensorport-k" / lost).unlink()
+            (tmp_path / ".out.tensorport" / "out" / lost).unlink()
             with pytest.raises(DestinationError, match=f"lost `{lost}`"):
                 sink.commit(receipts[:1])
             sink.close()
@@ -293,7 +359,7 @@ class TestSinkFolder:
         """What somebody put into the target while the run went on is found at the commit, and not lost."""
         if had == "mirror":
             write_files(tmp_path / "out", {"manifest.json": MANIFEST, "a.npy": b"old"})
-        sink = LocalSink(tmp_path / "out", key="k")
+        sink = open_sink(tmp_path / "out")
         receipt = _write(sink, "a.npy", b"abc")
         write_files(tmp_path / "out", {"notes.txt": b"mine"})
         with pytest.raises(DestinationError, match="destination"):
@@ -311,9 +377,8 @@ class TestSinkFolder:
         if had == "mirror":
             write_files(real, {"manifest.json": MANIFEST, "a.npy": b"old"})
         (tmp_path / "out").symlink_to("disk/real")
-        sink = LocalSink(tmp_path / "out", key="k")
-        _write(sink, "b.npy", b"new")
-        sink.commit([])
+        sink = open_sink(tmp_path / "out")
+        sink.commit([_write(sink, "b.npy", b"new")])
         sink.close()
         assert (tmp_path / "out").is_symlink()
         assert files_of(real) == {"b.npy": b"new"}
@@ -323,7 +388,7 @@ class TestSinkFolder:
         """Before the swap all files and the folders that name them are on the disk, after it the parent."""
         flushed: list[int] = []
         swapped: list[int] = []
-        fsync, replace = os.fsync, os.replace
+        fsync, rename = os.fsync, os.rename
 
         def record(handle: int) -> None:
             flushed.append(os.fstat(handle).st_ino)
@@ -332,14 +397,14 @@ class TestSinkFolder:
         def record_swap(old: Path, new: Path) -> None:
             if Path(new).name == "out":
                 swapped.append(len(flushed))
-            replace(old, new)
+            rename(old, new)
 
         monkeypatch.setattr(os, "fsync", record)
-        monkeypatch.setattr(os, "replace", record_swap)
-        sink = LocalSink(tmp_path / "out", key="k")
-        _write(sink, "shard_000/a.npy", b"abc")
-        _write(sink, "shard_001/deep/b.npy", b"abc")
-        sink.commit([])
+        monkeypatch.setattr(os, "rename", record_swap)
+        sink = open_sink(tmp_path / "out")
+        flushed.clear()  # of the journal
+        paths = ("shard_000/a.npy", "shard_001/deep/b.npy")
+        sink.commit([_write(sink, path, b"abc") for path in paths])
         (at,) = swapped
         mirror = [tmp_path / "out", *(tmp_path / "out").rglob("*")]
         assert {path.stat().st_ino for path in mirror} == {*flushed[:at]}
@@ -350,7 +415,7 @@ class TestSinkFolder:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
     ) -> None:
         """No space left, at whichever step, is exit code 5 with the system's words; `abort` still works."""
-        sink = LocalSink(tmp_path / "out", key="k")
+        sink = open_sink(tmp_path / "out")
         full = _failing(errno.ENOSPC)
         if broken == "open":
             monkeypatch.setattr(builtins, "open", full)
@@ -371,8 +436,8 @@ class TestSinkFolder:
     @pytest.mark.parametrize("broken", ["unlink", "close"])
     def test_abort_never_raises(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
         """`abort` keeps silent where the system refuses even that."""
+        sink = open_sink(tmp_path / "out")
         monkeypatch.setattr(builtins, "open", lambda *args, **kw: _Full(OPEN(*args, **kw)))
-        sink = LocalSink(tmp_path / "out", key="k")
         writer = sink.open("a.npy", 3)
         with monkeypatch.context() as patch:
             if broken == "unlink":
@@ -387,17 +452,17 @@ class TestSinkFolder:
         """A staging folder that can't be made is a `DestinationError`."""
         (tmp_path / "file").write_bytes(b"")
         with pytest.raises(DestinationError, match="can't be written"):
-            LocalSink(tmp_path / "file" / "out", key="k")
+            open_sink(tmp_path / "file" / "out")
 
     def test_partial_system_writes_are_continued(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Where the system takes fewer bytes than given, the rest follows."""
+        sink = open_sink(tmp_path / "out")
         monkeypatch.setattr(builtins, "open", lambda *args, **kw: _Slow(OPEN(*args, **kw)))
-        sink = LocalSink(tmp_path / "out", key="k")
         receipt = _write(sink, "a.npy", bytes(range(100)))
         monkeypatch.undo()
-        assert files_of(tmp_path / ".out.tensorport-k") == {"a.npy": bytes(range(100))}
+        assert files_of(tmp_path / ".out.tensorport" / "out") == {"a.npy": bytes(range(100))}
         assert receipt.sha256 == hashlib.sha256(bytes(range(100))).hexdigest()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -54,18 +56,16 @@ def test_attempts_are_bounded(slept: list[float]) -> None:
     assert len(slept) == ATTEMPTS - 1 == 5
 
 
-@pytest.mark.parametrize("attempts", [1, 2, 3])
-def test_attempts_can_be_chosen(slept: list[float], attempts: int) -> None:
-    """`attempts` calls are made at most."""
-    calls: list[int] = []
-
-    def call() -> None:
-        calls.append(1)
-        raise transient()
-
-    with pytest.raises(SourceError):
-        retried(call, lambda event: None, attempts=attempts)
-    assert (len(calls), len(slept)) == (attempts, attempts - 1)
+def test_a_wait_ends_with_the_run() -> None:
+    """What waits in a thread is woken when its run is over, and raises what it waited for."""
+    closed = threading.Event()
+    error = transient(retry_after=600.0)
+    threading.Timer(0.05, closed.set).start()
+    begun = time.monotonic()
+    with pytest.raises(SourceError) as caught:
+        retried(failing(3, error), lambda event: None, closed)
+    assert caught.value is error
+    assert time.monotonic() - begun < 60
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from tensorport_hub.engine import Outcome, run
 from tensorport_hub.engine.budget import Allotment
 from tensorport_hub.ports import Event, Sink, Source
 from tensorport_hub.survey import survey
+from tests.fakes import MemoryJournal
 
 Array = npt.NDArray[Any]
 
@@ -196,10 +197,11 @@ def run_plan(
     sink: Sink,
     given: Allotment | None = None,
     report: Callable[[Event], object] = lambda event: None,
+    journal: MemoryJournal | None = None,
 ) -> Outcome:
     """Run with a small allotment."""
 
     def call(event: Event) -> None:
         report(event)
 
-    return run(plan, source, sink, allotment=given or allotment(), report=call)
+    return run(plan, source, sink, journal or MemoryJournal(), allotment=given or allotment(), report=call)

@@ -15,7 +15,7 @@ from tensorport_hub.engine import blocks
 from tensorport_hub.ports import Event, PartRetried
 from tests.engine.layouts import LAYOUTS, Checkpoint, checkpoint, least_shard
 from tests.engine.models import allotment, arrays, run_plan
-from tests.fakes import FlakySink, FlakySource, MemorySink, MemorySource
+from tests.fakes import FlakySink, FlakySource, MemorySink, MemorySource, everything
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -35,9 +35,15 @@ def check_bytes(sink: MemorySink, made: Checkpoint) -> None:
         assert found[name.replace(" ", "%20").replace(",", "%2C")] == want, name
 
 
+def planned(made: Checkpoint, given_: Any) -> Schedule:
+    """What is read when all is made."""
+    left = everything(made.plan)
+    return Schedule(made.plan, left, block=given_.block, keep=given_.keep, room=given_.room)
+
+
 def check_reading(source: MemorySource, made: Checkpoint, given_: Any) -> None:
     """The source was asked for what the plan says, and for so much of it not for the first time."""
-    schedule = Schedule(made.plan, block=given_.block, keep=given_.keep, room=given_.room)
+    schedule = planned(made, given_)
     assert source.bytes_read == schedule.bytes_read()
     once = sum(int((source.counts(path) > 0).sum()) for path in made.files)
     assert source.bytes_read - once == schedule.bytes_again()
@@ -142,7 +148,7 @@ def test_parts_that_fit_together_are_fed_together(name: str) -> None:
         run_plan(made.plan, source, sink, chosen)
         check_bytes(sink, made)
         check_reading(source, made, chosen)
-        walk = Schedule(made.plan, block=100, keep=chosen.keep, room=chosen.room).walk(made.plan.files[0])
+        walk = planned(made, chosen).walk(made.plan.files[0])
         assert len(walk.apart) == max(0, parts - sum(map(len, walk.together)))
         again.append(source.bytes_read - len(made.files["m-0.safetensors"]))
     assert again == sorted(again, reverse=True)

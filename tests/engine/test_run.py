@@ -35,7 +35,7 @@ from tests.engine.models import (
     write_by_library,
     write_in_order,
 )
-from tests.fakes import FlakySource, MemorySink, MemorySource
+from tests.fakes import FlakySource, MemorySink, MemorySource, everything
 
 GPT_OSS = Path(__file__).parents[1] / "checkpoints" / "gptoss_mxfp4"
 
@@ -112,7 +112,7 @@ def test_any_run_writes_the_decoded_bytes(
 
     whole = {path: hashlib.sha256(data).hexdigest() for path, data in files.items()}
     assert outcome.digests == (dict.fromkeys(files) if verify == "no" else whole)
-    schedule = Schedule(plan, block=block, keep=keep, room=chosen.room)
+    schedule = Schedule(plan, everything(plan), block=block, keep=keep, room=chosen.room)
     assert source.bytes_read == schedule.bytes_read()
     if verify != "no":
         assert source.bytes_read - sum(map(len, files.values())) == schedule.bytes_again()

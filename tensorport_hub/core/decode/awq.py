@@ -20,7 +20,7 @@ import numpy as np
 
 from tensorport_hub.core.decode.bits import Floats
 from tensorport_hub.core.decode.decoder import Bytes, Params
-from tensorport_hub.core.decode.transposed import Transposed, check_groups
+from tensorport_hub.core.decode.transposed import Transposed, check_groups, turned
 from tensorport_hub.core.ranges import Range
 from tensorport_hub.errors import CheckpointError
 
@@ -37,7 +37,6 @@ class AwqGemm(Transposed):
         CheckpointError: dtypes or shapes don't belong together.
     """
 
-    size: int = field(kw_only=True)
     signed: int = field(kw_only=True)
     zeros: str = field(kw_only=True)
     scheme: ClassVar[str] = "awq_gemm"
@@ -66,39 +65,34 @@ class AwqGemm(Transposed):
         return self.qweight.shape[-2]
 
     @property
-    def group_size(self) -> int:
-        return self.size
+    def width(self) -> int:
+        return 4
 
     def _stored_bytes(self, first: int, last: int) -> tuple[Range, Range]:
         words = first // 8 * 4, -(-last // 8) * 4
         return words, words
 
-    def _codes(self, stored: Bytes, first: int, last: int) -> Floats:
-        return _unpack(stored, first, last, signed=bool(self.signed))
+    def _codes(self, stored: Bytes, first: int, last: int) -> Bytes:
+        return self._unpack(stored, first, last)
 
     def _zero_points(self, stored: Bytes, first: int, last: int) -> Floats:
-        found = _unpack(stored, first, last, signed=bool(self.signed))
+        found = self._unpack(stored, first, last)
         if self.zeros == "middle" and not (found == _MIDDLE).all():
             raise CheckpointError(
                 f"AWQ zero points {self.qzeros}: the configuration says `zero_point: false`; expected all"
                 f" {_MIDDLE}, got {int(found.min())} to {int(found.max())}"
             )
-        return found
+        return found.astype(np.float32)
 
-
-def _unpack(stored: Bytes, first: int, last: int, *, signed: bool) -> Floats:
-    """Columns `first:last` of [n, O / 8] words, of which these are stored, as rows [last - first, n]."""
-    begin, end = first // 8, -(-last // 8)
-    strip = np.ascontiguousarray(stored.view("<i4").T).view(np.uint8)
-    strip = strip.reshape(end - begin, stored.shape[0], 4)
-    out = np.empty((last - first, stored.shape[0]), np.float32)
-    for j, column in enumerate(ORDER):
-        at = -(-max(first - column, 0) // 8)  # the first word whose row is wanted
-        until = -(-max(last - column, 0) // 8)
-        if at >= until:
-            continue
-        codes: Bytes = strip[at - begin : until - begin, :, j // 2]
-        codes = codes >> np.uint8(4) if j % 2 else codes & np.uint8(15)
-        target = out[8 * at + column - first : 8 * (until - 1) + column - first + 1 : 8]
-        np.copyto(target, ((codes ^ np.uint8(8)).view(np.int8) - np.int8(8)) if signed else codes)
-    return out
+    def _unpack(self, stored: Bytes, first: int, last: int) -> Bytes:
+        """Columns `first:last` of the strip of words that holds them, as rows; signed ones plus 8."""
+        words = turned(stored.view(np.uint32))
+        if self.signed:
+            words = words ^ np.uint32(0x88888888)  # two's complement plus 8, which the difference forgets
+        codes = np.empty((words.shape[0], 8, words.shape[1]), np.uint8)
+        for byte, (low, high) in enumerate(zip(ORDER[::2], ORDER[1::2], strict=True)):
+            pair = (words >> np.uint32(8 * byte)).astype(np.uint8)
+            np.bitwise_and(pair, np.uint8(15), out=codes[:, low])
+            np.right_shift(pair, np.uint8(4), out=codes[:, high])
+        begin = first // 8 * 8
+        return codes.reshape(-1, words.shape[1])[first - begin : last - begin]

@@ -17,9 +17,9 @@ Sources: AutoAWQ `WQLinear_GEMV`, `WQLinear_GEMVFast` and `pack_intweight`; llm-
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import ClassVar
 
 import numpy as np
@@ -27,9 +27,8 @@ import numpy.typing as npt
 
 from tensorport_hub.core.decode.bits import Floats, as_float32, unpack
 from tensorport_hub.core.decode.decoder import Bytes, Decoder, Dense, Params
-from tensorport_hub.core.decode.groups import scale_groups
+from tensorport_hub.core.decode.groups import ColumnGroups, Grouped, Rows
 from tensorport_hub.core.decode.transposed import SCALES
-from tensorport_hub.core.decode.words import values
 from tensorport_hub.core.ranges import Range
 from tensorport_hub.core.strips import Strip, strip
 from tensorport_hub.core.tensor import DType, TensorSpec
@@ -86,7 +85,7 @@ class _Gemv(Decoder):
 
 
 @dataclass(frozen=True)
-class AwqGemv(_Gemv):
+class AwqGemv(_Gemv, Grouped):
     """gemv: rows of words.
 
     Raises:
@@ -114,14 +113,13 @@ class AwqGemv(_Gemv):
         widths = [tensor.shape[-1] * tensor.dtype.itemsize for tensor in self.inputs]
         return tuple((first * width, last * width) for width in widths)
 
-    def decode(self, inputs: Sequence[Bytes], start: int, stop: int) -> tuple[Dense, int]:
+    def _rows(self, inputs: Sequence[Bytes], start: int, stop: int) -> Iterator[Rows]:
         columns, width = self.shape[-1], self.qzeros.shape[-1]
         rows = -(-stop // columns) - start // columns
-        out = values(inputs[0].reshape(rows, columns // 2), 4, "dense", offset=0, count=columns)
         zeros = unpack(inputs[1].reshape(rows, 4 * width), 4)[:, : self.groups].astype(np.float32)
         scales = self._numbers(inputs[2], self.scales).reshape(rows, 8 * width)[:, : self.groups]
-        scale_groups(out, zeros, scales, self.size)
-        return out.reshape(-1), 0
+        codes = partial(unpack, inputs[0].reshape(rows, columns // 2), 4)
+        yield Rows(ColumnGroups(self.size), 4, zeros, scales, codes)
 
 
 @dataclass(frozen=True)

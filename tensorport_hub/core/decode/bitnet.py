@@ -19,7 +19,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from tensorport_hub.core.decode.bits import Floats, as_float32, blocked_span, unpack_blocked
+from tensorport_hub.core.decode.bits import Floats, as_float32, blocked_span, look_up, unpack_blocked
 from tensorport_hub.core.decode.decoder import Bytes, Decoder, Dense
 from tensorport_hub.core.ranges import Range
 from tensorport_hub.core.tensor import DType, TensorSpec
@@ -80,7 +80,7 @@ class BitnetTimes(Decoder):
         with np.errstate(over="ignore", under="ignore"):
             values = self._values(np.arange(4, dtype=np.float32) - np.float32(1), scale)
         overflow = int(np.count_nonzero(np.isinf(values[codes]))) if np.isinf(values).any() else 0
-        return np.take(values, codes, mode="clip"), overflow
+        return look_up(values, codes), overflow
 
     def _values(self, codes: Floats, scale: Floats) -> Floats:
         return codes * scale

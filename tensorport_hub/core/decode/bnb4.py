@@ -21,13 +21,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from math import isfinite, lcm, prod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
-from tensorport_hub.core.decode.bits import Floats, as_float32, nibble_pairs, rectangles
+from tensorport_hub.core.decode.bits import (
+    Floats,
+    as_float32,
+    look_up,
+    nibble_pairs,
+    rectangles,
+    two_bytes,
+)
 from tensorport_hub.core.decode.decoder import Bytes, Decoder, Dense, Params
+from tensorport_hub.core.decode.ordinary import PRESCALE, is_ordinary, magnitudes, narrow
 from tensorport_hub.core.ranges import Range
 from tensorport_hub.core.tensor import DTYPES, DType, TensorSpec
 from tensorport_hub.errors import CheckpointError
@@ -35,6 +45,12 @@ from tensorport_hub.errors import CheckpointError
 OUTPUTS = ("F32", "BF16", "F16")
 _STORAGE = ("U8", "BF16", "F16", "F32")
 _LARGEST = float(np.finfo(np.float32).max)
+
+
+@lru_cache(maxsize=4)
+def _fours(table: bytes) -> npt.NDArray[Any]:
+    """Two bytes -> the values of their four codes in one word; nearly all modules share one `table`."""
+    return two_bytes(np.frombuffer(table, np.float32)[nibble_pairs(low_first=False)])
 
 
 @dataclass(frozen=True)
@@ -111,11 +127,22 @@ class Bnb4(Decoder):
         return (start // 2, -(-stop // 2)), (first * size, last * size), (0, self.quant_map.nbytes)
 
     def decode(self, inputs: Sequence[Bytes], start: int, stop: int) -> tuple[Dense, int]:
-        table = self._finite(self.quant_map, inputs[2].view(np.float32))
-        pairs = table[nibble_pairs(low_first=False)].view(np.uint64).reshape(-1)
-        maxima = self._finite(self.absmax, self._maxima(inputs, start, stop))
-        pair_values = np.take(pairs, inputs[0], mode="clip").view(np.float32)
-        values = pair_values[start % 2 : start % 2 + stop - start]
+        data, table, maxima = self._parts(inputs, start, stop)
+        values = self._times(data, table, maxima, start, stop)
+        return values, _overflow(values, table, maxima)
+
+    def rounded(self, inputs: Sequence[Bytes], start: int, stop: int, target: DType) -> Dense | None:
+        data, table, maxima = self._parts(inputs, start, stop)
+        if not is_ordinary(target, magnitudes(table), magnitudes(maxima)):
+            return None
+        return narrow(self._times(data, table, maxima * PRESCALE[target.name], start, stop), target)
+
+    def _times(self, data: Bytes, table: Floats, maxima: Floats, start: int, stop: int) -> Floats:
+        """Items `start:stop` under these maxima of their blocks."""
+        if data.size % 2:
+            data = np.append(data, np.uint8(0))  # bytes are looked up in twos
+        found = look_up(_fours(table.tobytes()), data.view(np.uint16)).view(np.float32)
+        values = found[start % 2 : start % 2 + stop - start]
         at, first = 0, start // self.blocksize
         with np.errstate(over="ignore", under="ignore"):
             for row, end, left, right in rectangles(start, stop, self.blocksize):
@@ -123,7 +150,12 @@ class Bnb4(Decoder):
                 block = values[at : at + here].reshape(end - row, right - left)
                 np.multiply(block, maxima[row - first : end - first, None], out=block)
                 at += here
-        return values, _overflow(values, table, maxima)
+        return values
+
+    def _parts(self, inputs: Sequence[Bytes], start: int, stop: int) -> tuple[Bytes, Floats, Floats]:
+        """What items `start:stop` need: bytes of codes, the table, and the maxima of their blocks."""
+        table = self._finite(self.quant_map, inputs[2].view(np.float32))
+        return inputs[0], table, self._finite(self.absmax, self._maxima(inputs, start, stop))
 
     def _blocks(self, start: int, stop: int) -> Range:
         return start // self.blocksize, -(-stop // self.blocksize)

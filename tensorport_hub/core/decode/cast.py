@@ -19,8 +19,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tensorport_hub.core.decode.bits import float8, look_up
 from tensorport_hub.core.decode.decoder import Dense
-from tensorport_hub.core.tensor import DType
+from tensorport_hub.core.decode.ordinary import PRESCALE, narrow
+from tensorport_hub.core.tensor import DTYPES, DType
 
 
 @dataclass
@@ -45,6 +47,9 @@ class _Bits:
     nan: int
 
 
+_SMALLEST_HALF, _LARGEST_HALF = 0x38800000, 0x477FF000
+"""float32 codes of 2^-14, the smallest normal float16, and of 65520, which is rounded to an infinity."""
+
 _BITS = {
     "F16": _Bits(np.uint16, 0x7FFF, 0x7C00, 0x7E00),
     "BF16": _Bits(np.uint16, 0x7FFF, 0x7F80, 0x7FC0),
@@ -64,11 +69,38 @@ def cast(values: Dense, source: DType, target: DType, *, saturate: bool = False)
         wide = _widen(values)
         if target.name == "F32":
             return wide, Losses()
-        out = np.take(_halves(), values.view(np.uint16), mode="clip").view(np.float16)
+        out = look_up(_halves(), values.view(np.uint16)).view(np.float16)
         return out, _settle(wide, out, target, saturate)
     exact = _exact(values, source, target)
+    if exact.dtype == np.float32 and target.name == "F16":
+        return _to_float16(exact, saturate)
+    return _round(exact, target, saturate)
+
+
+def _to_float16(exact: npt.NDArray[np.float32], saturate: bool) -> tuple[Dense, Losses]:
+    """The quick way for what is 0 or normal in float16, numpy's for the rest, if that is little."""
+    where = _extreme_halves(exact)
+    if where.size > exact.size // 8:
+        return _round(exact, DTYPES["F16"], saturate)
+    with np.errstate(under="ignore", invalid="ignore"):
+        out, losses = narrow(exact * PRESCALE["F16"], DTYPES["F16"]), Losses()
+    if where.size:
+        out[where], losses = _round(exact[where], DTYPES["F16"], saturate)
+    return out, losses
+
+
+def _extreme_halves(exact: npt.NDArray[np.float32]) -> npt.NDArray[np.intp]:
+    """Where a value is neither 0 nor normal in float16."""
+    magnitude = exact.view(np.uint32) & np.uint32(0x7FFFFFFF)
+    large = magnitude.max(initial=0) >= _LARGEST_HALF and magnitude >= np.uint32(_LARGEST_HALF)
+    magnitude -= np.uint32(1)  # 0 wraps around
+    return np.flatnonzero((magnitude < np.uint32(_SMALLEST_HALF - 1)) | large)
+
+
+def _round(exact: Dense, target: DType, saturate: bool) -> tuple[Dense, Losses]:
+    """By numpy's or ml_dtypes' own conversion."""
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        out = exact.astype(target.numpy)
+        out = exact.astype(target.numpy, copy=False)
     return out, _settle(exact, out, target, saturate)
 
 
@@ -91,17 +123,18 @@ def _exact(values: Dense, source: DType, target: DType) -> npt.NDArray[np.floati
     """The same values in a type that numpy or ml_dtypes rounds correctly to `target`."""
     if source.name == "F64" and target.name == "BF16":
         return _round_to_odd(values)
-    wide: npt.NDArray[np.floating[Any]] = values.astype(np.float32) if source.nbits < 16 else values
-    return wide
+    return look_up(float8(source.name), values.view(np.uint8)) if source.nbits < 16 else values
 
 
 def _round_to_odd(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         near = values.astype(np.float32)
-    toward_zero = np.where(np.abs(near) > np.abs(values), np.nextafter(near, np.float32(0)), near)
-    inexact = (toward_zero != values) & ~np.isnan(values)
-    odd: npt.NDArray[np.uint32] = toward_zero.view(np.uint32) | inexact.astype(np.uint32)
-    return odd.view(np.float32)
+    away_from_zero = (near > values) & (values > 0) | (near < values) & (values < 0)
+    np.nextafter(near, np.float32(0), out=near, where=away_from_zero)
+    inexact = (near != values) & ~np.isnan(values)
+    bits = near.view(np.uint32)
+    bits |= inexact
+    return near
 
 
 def _settle(exact: Dense, out: Dense, target: DType, saturate: bool) -> Losses:
@@ -129,9 +162,9 @@ def canonical_nans(values: Dense, dtype: DType) -> None:
     """Make every NaN that arithmetic left in F16, BF16 or F32 `values` the canonical one, in place."""
     form = _BITS[dtype.name]
     bits = values.view(form.word)
-    magnitude = bits & form.word(form.magnitude)
-    if magnitude.size and magnitude.max() > form.infinity:
-        bits[magnitude > form.infinity] = form.nan
+    signed = values.view(f"i{values.itemsize}")
+    if signed.max(initial=0) > form.infinity or bits.max(initial=0) > form.infinity + form.magnitude + 1:
+        bits[bits & form.word(form.magnitude) > form.infinity] = form.nan
 
 
 def clip_infinities(values: Dense, dtype: DType) -> None:

@@ -134,3 +134,13 @@ class Decoder(ABC):
             And how many of them are infinite although the stored value is finite (too large for `exact`);
             where that is not 0, no infinity was stored.
         """
+
+    def rounded(self, inputs: Sequence[Bytes], start: int, stop: int, target: DType) -> Dense | None:
+        """Items `start:stop` already rounded to `target`, where the layout knows a shorter way.
+
+        Returns:
+            Bit for bit what the one rounding of `decode`'s items gives, 1-D, in `target.numpy`; None where
+            the layout has no such way, or where an item might overflow or underflow: then they are decoded,
+            rounded and counted.
+        """
+        return None

@@ -19,14 +19,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from tensorport_hub.core.decode.bits import Floats, as_float32, float8
+from tensorport_hub.core.decode.bits import Floats, as_float32, float8, look_up, two_bytes
 from tensorport_hub.core.decode.decoder import Bytes, Decoder, Dense, Params
 from tensorport_hub.core.decode.grid import Grid
+from tensorport_hub.core.decode.ordinary import PRESCALE, is_ordinary, magnitudes, narrow
 from tensorport_hub.core.ranges import Range
 from tensorport_hub.core.tensor import DTYPES, DType, TensorSpec
 from tensorport_hub.errors import CheckpointError
@@ -42,14 +43,42 @@ _LARGEST = 57344.0  # of any of the formats: E5M2
 _INFINITY = 0x7C  # F8_E5M2, the only one of the formats that has one
 
 
+@dataclass(frozen=True)
+class _Finite:
+    """The finite codes of a format with `mantissa` bits: those below `top` beside their sign.
+
+    Moved to where a float32 has its exponent and mantissa, a code is its value divided by `power`, which only
+    makes up for the other exponent bias: exactly, for what is subnormal in either format too.
+    """
+
+    mantissa: int
+    top: int
+    power: float
+    magnitudes: tuple[float, float]
+
+    def holds(self, codes: Bytes) -> bool:
+        """Whether all codes are finite."""
+        positive, negative = codes.view(np.int8).max(initial=0), codes.max(initial=0)
+        return int(positive) < self.top and int(negative) < self.top | 0x80
+
+    def small(self, codes: Bytes) -> Floats:
+        """Their values divided by `power`."""
+        bits = codes.view(np.int8).astype(np.int32)  # which spreads the sign upwards
+        bits <<= np.int32(23 - self.mantissa)
+        bits &= np.int32(-1 << 31 | 0x7F << 23 - self.mantissa)
+        return bits.view(np.float32)
+
+
+_FINITE = {
+    "F8_E4M3": _Finite(3, 0x7F, 2.0**120, (2.0**-9, 448.0)),
+    "F8_E5M2": _Finite(2, 0x7C, 2.0**112, (2.0**-16, 57344.0)),
+}
+
+
 @cache
-def _pairs(codes: str) -> npt.NDArray[np.uint64]:
+def _pairs(codes: str) -> npt.NDArray[Any]:
     """[two codes, the first in the low byte] -> their two float32 values in one word: 64 K entries."""
-    single = float8(codes)
-    pair = np.empty((1 << 16, 2), np.float32)
-    index = np.arange(1 << 16)
-    pair[:, 0], pair[:, 1] = single[index & 0xFF], single[index >> 8]
-    return pair.reshape(-1).view(np.uint64)
+    return two_bytes(float8(codes)[:, None])
 
 
 @dataclass(frozen=True)
@@ -114,9 +143,7 @@ class Float8(Decoder):
 
     def decode(self, inputs: Sequence[Bytes], start: int, stop: int) -> tuple[Dense, int]:
         codes, stored = inputs
-        scales = as_float32(stored, self.scale.dtype.name)
-        if self.scale.dtype.name not in POWERS and not np.isfinite(scales).all():
-            raise CheckpointError(f"scale {self.scale} of `{self.weight.name}` holds NaN or an infinity")
+        scales = self._scales(stored)
         values = _widen(codes, self.codes)
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             self._grid.combine(np.multiply, values, scales, start)
@@ -126,11 +153,33 @@ class Float8(Decoder):
         stored_infinity = (codes & 0x7F == _INFINITY) & (self.codes == "F8_E5M2")
         return values, int(np.count_nonzero(np.isinf(values) & ~stored_infinity))
 
+    def rounded(self, inputs: Sequence[Bytes], start: int, stop: int, target: DType) -> Dense | None:
+        codes, stored = inputs
+        finite, scales = _FINITE.get(self.codes), self._scales(stored)
+        if finite is None or not is_ordinary(target, finite.magnitudes, magnitudes(scales)):
+            return None
+        with np.errstate(over="ignore"):
+            factors = scales * np.float32(finite.power * PRESCALE[target.name])
+        if np.isinf(factors).any() or not finite.holds(codes):
+            return None
+        values = finite.small(codes)
+        self._grid.combine(np.multiply, values, factors, start)
+        return narrow(values, target)
+
+    def _scales(self, stored: Bytes) -> Floats:
+        """The factors of `span`.
+
+        Raises:
+            CheckpointError: one that is no power of two is NaN or infinite.
+        """
+        scales = as_float32(stored, self.scale.dtype.name)
+        if self.scale.dtype.name not in POWERS and not np.isfinite(scales).all():
+            raise CheckpointError(f"scale {self.scale} of `{self.weight.name}` holds NaN or an infinity")
+        return scales
+
 
 def _widen(codes: Bytes, name: str) -> Floats:
     """Each code's float32."""
-    values = np.empty(codes.size, np.float32)
     even = codes.size & ~1
-    np.take(_pairs(name), codes[:even].view(np.uint16), mode="clip", out=values[:even].view(np.uint64))
-    values[even:] = float8(name)[codes[even:]]
-    return values
+    values = look_up(_pairs(name), codes[:even].view(np.uint16)).view(np.float32)
+    return values if even == codes.size else np.append(values, float8(name)[codes[even:]])

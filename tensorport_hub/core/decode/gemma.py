@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from tensorport_hub.core.decode.bits import as_float32, unpack
+from tensorport_hub.core.decode.bits import as_float32, look_up, unpack
 from tensorport_hub.core.decode.decoder import Bytes, Decoder, Dense, Params
 from tensorport_hub.core.decode.grid import Grid
 from tensorport_hub.core.ranges import Range
@@ -96,7 +96,7 @@ class GemmaLowBits(Decoder):
         scales = as_float32(inputs[1], "F32")
         if not np.isfinite(scales).all():
             raise CheckpointError(f"scale {self.scale} of `{self.weight.name}` holds NaN or an infinity")
-        values = np.take(_values_of_byte(self.bits), inputs[0], mode="clip").view(np.float32)
+        values = look_up(_values_of_byte(self.bits), inputs[0]).view(np.float32)
         with np.errstate(over="ignore", under="ignore"):
             self._grid.combine(np.multiply, values, scales, start)
         safe = np.abs(scales).max(initial=0) < 2.0**120

@@ -27,9 +27,8 @@ import numpy as np
 
 from tensorport_hub.core.decode.bits import Floats, unpack
 from tensorport_hub.core.decode.decoder import Bytes, Params
-from tensorport_hub.core.decode.groups import scale_columns
-from tensorport_hub.core.decode.transposed import Transposed, check_groups
-from tensorport_hub.core.decode.words import values
+from tensorport_hub.core.decode.groups import ColumnGroups
+from tensorport_hub.core.decode.transposed import Transposed, check_groups, turned
 from tensorport_hub.core.ranges import Range
 from tensorport_hub.core.strips import Strip, contiguous
 from tensorport_hub.core.tensor import TensorSpec
@@ -50,7 +49,6 @@ class Gptq(Transposed):
     """
 
     bits: int = field(kw_only=True)
-    size: int = field(kw_only=True)
     zeros: str = field(kw_only=True)
     packing: str = field(kw_only=True)
     scheme: ClassVar[str] = "gptq"
@@ -97,8 +95,8 @@ class Gptq(Transposed):
         return self.qweight.shape[-2] * self.qweight.dtype.nbits // self.bits
 
     @property
-    def group_size(self) -> int:
-        return self.size
+    def width(self) -> int:
+        return self.bits
 
     @property
     def _planes(self) -> tuple[int, ...]:
@@ -115,17 +113,15 @@ class Gptq(Transposed):
         zeros = first // cell * nbytes, min(-(-last // cell) * nbytes, width)
         return (first * word, last * word), zeros
 
-    def _codes(self, stored: Bytes, first: int, last: int) -> Floats:
-        words = stored.view(self.qweight.dtype.numpy)
-        strip = np.ascontiguousarray(words.T).view(np.uint8)
-        if self._planes:
-            return _from_planes(strip, self._planes).astype(np.float32)
-        return values(strip, self.bits, "dense", offset=0, count=self.columns)
+    def _codes(self, stored: Bytes, first: int, last: int) -> Bytes:
+        strip = turned(stored.view(self.qweight.dtype.numpy)).view(np.uint8)
+        codes = _from_planes(strip, self._planes) if self._planes else unpack(strip, self.bits)
+        return codes[:, : self.columns]
 
     def _zero_points(self, stored: Bytes, first: int, last: int) -> Floats:
-        strip, begin = np.ascontiguousarray(stored), first // self._cell
+        strip, begin = np.ascontiguousarray(stored), first // self._cell * self._cell
         codes = _from_planes(strip, self._planes) if self._planes else unpack(strip, self.bits)
-        found = codes[:, first - begin * self._cell : last - begin * self._cell].T.astype(np.float32)
+        found = codes[:, first - begin : last - begin].T.astype(np.float32)
         if self.zeros == "v1":
             found += np.float32(1)
             found[found == 1 << self.bits] = 0
@@ -169,10 +165,10 @@ class GptqOrdered(Gptq):
 
     def needs(self, start: int, stop: int) -> tuple[Strip, ...]:
         row = self.columns * 4
-        expert = self._rows(start, stop)[0] if len(self.g_idx.shape) > 1 else 0
+        expert = self._place(start, stop)[0] if len(self.g_idx.shape) > 1 else 0
         return *super().needs(start, stop), contiguous(expert * row, (expert + 1) * row)
 
-    def _scale(self, codes: Floats, zeros: Floats, scales: Floats, inputs: Sequence[Bytes]) -> None:
+    def _column_groups(self, inputs: Sequence[Bytes]) -> ColumnGroups:
         index = inputs[3].view("<i4")
         low, high = int(index.min()), int(index.max())
         if low < 0 or high >= self.groups:
@@ -180,7 +176,7 @@ class GptqOrdered(Gptq):
                 f"GPTQ column groups {self.g_idx}: expected 0 to {self.groups - 1}, got"
                 f" {low if low < 0 else high}"
             )
-        scale_columns(codes, zeros, scales, index)
+        return ColumnGroups.ordered(index)
 
 
 def _from_planes(data: Bytes, planes: tuple[int, ...]) -> Bytes:

@@ -21,8 +21,10 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from tensorport_hub.core.decode.bits import Floats, as_float32, unpack
+from tensorport_hub.core.decode.bits import Floats, as_float32, look_up, unpack
+from tensorport_hub.core.decode.cast import cast
 from tensorport_hub.core.decode.decoder import Bytes, Decoder, Dense, Params
+from tensorport_hub.core.decode.ordinary import is_ordinary, magnitudes, round_in_place
 from tensorport_hub.core.ranges import Range
 from tensorport_hub.core.tensor import DTYPES, DType, TensorSpec
 from tensorport_hub.errors import CheckpointError
@@ -128,21 +130,32 @@ class MlxAffine(Decoder):
         return numbers[:, None]
 
     def _values(self, codes: Bytes, scales: Floats, biases: Floats) -> npt.NDArray[Any]:
-        """[groups, group_size] of T. numpy rounds to F16 slowly, so that a group's few values are a table."""
-        levels = 1 << self.bits
-        if self.dtype.name != "F16" or 2 * levels > self.group_size:
+        """[groups, group_size] of T. Looking up what a group's few codes give saves two roundings of each."""
+        every = np.arange(1 << self.bits, dtype=np.uint8)
+        if 4 * every.size > self.group_size:
             return self._affine(codes, scales, biases)
-        table = self._affine(np.arange(levels, dtype=np.uint8)[None, :], scales, biases)
-        index = codes + np.arange(0, table.size, levels, dtype=np.uint32)[:, None]
-        found: npt.NDArray[Any] = np.take(table.reshape(-1), index, mode="clip")
+        table = self._affine(every, scales, biases)
+        first = np.arange(0, 1 << 16, every.size, dtype=np.uint16)[:, None]
+        found = np.empty(codes.shape, self.dtype.numpy)
+        for at in range(0, len(codes), len(first)):  # as many groups as a 16-bit index tells apart
+            here = codes[at : at + len(first)]
+            found[at : at + len(first)] = look_up(
+                table[at : at + len(first)].reshape(-1), here + first[: len(here)]
+            )
         return found
 
     def _affine(self, codes: Bytes, scales: Floats, biases: Floats) -> npt.NDArray[Any]:
-        kind: np.dtype[Any] = self.dtype.numpy
-        product = (codes * scales).astype(kind, copy=False)
-        total = product.astype(np.float32, copy=False)
-        np.add(total, biases, out=total)
-        return total.astype(kind, copy=False)
+        values = codes.astype(np.float32) * scales
+        if self.dtype.name == "BF16":
+            round_in_place(values, self.dtype)
+            values += biases
+            return values.astype(self.dtype.numpy)
+        if is_ordinary(self.dtype, (1.0, 2.0**self.bits), magnitudes(scales)):
+            round_in_place(values, self.dtype)
+        else:
+            values = values.astype(self.dtype.numpy).astype(np.float32)
+        values += biases
+        return cast(values.reshape(-1), DTYPES["F32"], self.dtype)[0].reshape(values.shape)
 
 
 @dataclass(frozen=True)

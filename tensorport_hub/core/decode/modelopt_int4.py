@@ -14,32 +14,26 @@ Source: NVIDIA ModelOpt, `export/quant_utils.py` (`pack_int4_in_uint8`) and the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
 
 from tensorport_hub.core.decode.bits import Floats, as_float32
 from tensorport_hub.core.decode.decoder import Bytes, Decoder, Dense, Params
+from tensorport_hub.core.decode.groups import ColumnGroups, Grouped, Rows
 from tensorport_hub.core.ranges import Range
 from tensorport_hub.core.tensor import DTYPES, DType, TensorSpec
 from tensorport_hub.errors import CheckpointError
 
 _SCALES = ("F32", "F16", "BF16")
-
-
-@cache
-def _signed() -> tuple[Floats, Floats]:
-    """Byte -> its low nibble, and its high nibble, as signed integers in float32."""
-    byte = np.arange(256)
-    low, high = ((nibble ^ 8) - 8 for nibble in (byte & 15, byte >> 4))
-    return low.astype(np.float32), high.astype(np.float32)
+_OFFSET = 8
 
 
 @dataclass(frozen=True)
-class ModelOptInt4(Decoder):
+class ModelOptInt4(Grouped):
     """`weight` and `weight_scale`.
 
     Raises:
@@ -91,22 +85,12 @@ class ModelOptInt4(Decoder):
         row = self.scale.shape[-1] * self.scale.dtype.itemsize
         return (first // 2 * columns, -(-last // 2) * columns), (first * row, last * row)
 
-    def decode(self, inputs: Sequence[Bytes], start: int, stop: int) -> tuple[Dense, int]:
+    def _rows(self, inputs: Sequence[Bytes], start: int, stop: int) -> Iterator[Rows]:
         columns = self.weight.shape[-1]
         first, last = start // columns, -(-stop // columns)
-        stored = inputs[0].reshape(-1, columns)
-        both = np.empty((stored.shape[0], 2, columns), np.float32)
-        for half, table in enumerate(_signed()):
-            both[:, half] = np.take(table, stored, mode="clip")
-        out = both.reshape(-1, columns)[first % 2 : first % 2 + last - first]
         scales = _numbers(self.scale, inputs[1]).reshape(last - first, self.scale.shape[-1])
-        with np.errstate(over="ignore", invalid="ignore"):
-            if columns % self.group_size:
-                out *= np.repeat(scales, self.group_size, axis=1)[:, :columns]
-            else:
-                blocks = out.reshape(*scales.shape, self.group_size)
-                np.multiply(blocks, scales[:, :, None], out=blocks)
-        return out.reshape(-1), 0
+        codes = partial(_codes, inputs[0].reshape(-1, columns), first % 2, last - first)
+        yield Rows(ColumnGroups(self.group_size), 4, np.full((1, 1), _OFFSET, np.float32), scales, codes)
 
 
 @dataclass(frozen=True)
@@ -166,6 +150,15 @@ class ModelOptInt4Awq(Decoder):
         with np.errstate(over="ignore", invalid="ignore"):
             out *= _numbers(self.pre_quant_scale, inputs[2])
         return out.reshape(-1), overflow
+
+
+def _codes(stored: Bytes, skip: int, count: int) -> Bytes:
+    """`count` rows of codes plus 8, which makes two's complement unsigned; [pairs of rows, columns] bytes."""
+    both = np.empty((len(stored), 2, stored.shape[1]), np.uint8)
+    np.bitwise_and(stored, np.uint8(15), out=both[:, 0])
+    np.right_shift(stored, np.uint8(4), out=both[:, 1])
+    both ^= np.uint8(_OFFSET)
+    return both.reshape(-1, stored.shape[1])[skip : skip + count]
 
 
 def _numbers(tensor: TensorSpec, data: Bytes) -> Floats:

@@ -105,6 +105,13 @@ class Mxfp4(Decoder):
         values = look_up_pairs(_pairs(), scales, blocks).view(ml_dtypes.bfloat16)
         return values, count_overflow(values, scales)
 
+    def rounded(self, inputs: Sequence[Bytes], start: int, stop: int, target: DType) -> Dense | None:
+        blocks, scales = inputs
+        if target != self.exact or scales.max(initial=0) >= _OVERFLOWING_SCALE:
+            return None
+        values: Dense = look_up_pairs(_pairs(), scales, blocks).view(ml_dtypes.bfloat16)
+        return values
+
 
 def count_overflow(values: Dense, scales: Bytes) -> int:
     """Infinities among bfloat16 `values`: looked for only where a scale is large enough."""

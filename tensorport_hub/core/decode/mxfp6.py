@@ -24,7 +24,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from tensorport_hub.core.decode.bits import e2m3
+from tensorport_hub.core.decode.bits import e2m3, look_up
 from tensorport_hub.core.decode.decoder import Bytes, Decoder, Dense
 from tensorport_hub.core.decode.mxfp4 import check_rows, count_overflow
 from tensorport_hub.core.ranges import Range
@@ -88,7 +88,7 @@ class Mxfp6(Decoder):
         stored, scales = inputs
         index = np.repeat(scales.astype(np.uint16) << np.uint16(6), _BLOCK)
         np.bitwise_or(index, _codes(stored), out=index)
-        values: Dense = np.take(_values(), index, mode="clip").view(ml_dtypes.bfloat16)
+        values: Dense = look_up(_values(), index).view(ml_dtypes.bfloat16)
         return values, count_overflow(values, scales)
 
 

@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tensorport_hub.core.decode.bits import E2M1, Floats, as_float32, float8, look_up_pairs, pair_table
+from tensorport_hub.core.decode.cast import canonical_nans, cast
 from tensorport_hub.core.decode.decoder import Bytes, Decoder, Dense
 from tensorport_hub.core.ranges import Range
 from tensorport_hub.core.tensor import DTYPES, DType, TensorSpec
@@ -37,18 +38,36 @@ BLOCK_NBYTES = BLOCK // 2
 _COLUMN_SCALES = ("BF16", "F16", "F32")
 
 
+@dataclass(frozen=True)
+class Pairs:
+    """All values under one global scale, in one dtype.
+
+    Attributes:
+        words: [E4M3 scale << 8 | byte] -> two values in one word, the low nibble's first.
+        lossless: [E4M3 scale] whether rounding keeps its values: none overflows, none becomes 0.
+    """
+
+    words: npt.NDArray[Any]
+    lossless: npt.NDArray[np.bool_]
+
+
 @lru_cache(maxsize=16)
-def pairs(scale: float, *, divides: bool) -> npt.NDArray[Any]:
-    """[E4M3 scale << 8 | byte] -> two float32 in one word, the low nibble's first: 512 KiB.
+def pairs(scale: float, dtype: DType, *, divides: bool) -> Pairs:
+    """256 or 512 KiB.
 
     Args:
         scale: the global scale, a float32.
+        dtype: F32, or what the products are rounded to.
         divides: whether block scales are divided by it, or multiplied.
     """
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         scales = float8("F8_E4M3")
         scales = scales / np.float32(scale) if divides else scales * np.float32(scale)
-        return pair_table(E2M1 * scales[:, None])
+        exact = E2M1 * scales[:, None]
+    values = cast(exact.reshape(-1), DTYPES["F32"], dtype)[0].reshape(exact.shape)
+    canonical_nans(values, dtype)
+    lost = np.isinf(values) | ((values == 0) & (exact != 0))
+    return Pairs(pair_table(values), ~lost.any(axis=1))
 
 
 @dataclass(frozen=True)
@@ -62,6 +81,7 @@ class Nvfp4(Decoder):
     weight: TensorSpec
     scales: TensorSpec
     scheme: ClassVar[str] = "nvfp4"
+    divides: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         per = BLOCK if self.weight.dtype.packed else BLOCK_NBYTES // self.weight.dtype.itemsize
@@ -92,9 +112,30 @@ class Nvfp4(Decoder):
         return (start // 2, stop // 2), (start // BLOCK, stop // BLOCK)
 
     def decode(self, inputs: Sequence[Bytes], start: int, stop: int) -> tuple[Dense, int]:
-        stored, scales = inputs
-        values = look_up_pairs(pairs(1.0, divides=False), scales, stored).view(np.float32)
-        return values, 0
+        words, safe = self._look_up(inputs, start, stop, DTYPES["F32"])
+        values = words.view(np.float32)
+        return values, 0 if safe else int(np.count_nonzero(np.isinf(values)))
+
+    def rounded(self, inputs: Sequence[Bytes], start: int, stop: int, target: DType) -> Dense | None:
+        words, lossless = self._look_up(inputs, start, stop, target)
+        return words.view(target.numpy) if lossless else None
+
+    def _look_up(
+        self, inputs: Sequence[Bytes], start: int, stop: int, dtype: DType
+    ) -> tuple[npt.NDArray[Any], bool]:
+        """Pairs of values in `dtype`, and whether rounding lost none of them."""
+        stored, scales = inputs[:2]
+        words, lossless = [], True
+        for factor, a, b in by_factor(self._factors(inputs), prod(self.shape[-2:]), start, stop):
+            table = pairs(factor, dtype, divides=self.divides)
+            here = scales[a // BLOCK : b // BLOCK]
+            lossless = lossless and bool(table.lossless[here].all())
+            words.append(look_up_pairs(table.words, here, stored[a // 2 : b // 2]))
+        return words[0] if len(words) == 1 else np.concatenate(words), lossless
+
+    def _factors(self, inputs: Sequence[Bytes]) -> Floats:
+        """Global scales: one, or one for each of the leading matrices."""
+        return np.ones(1, np.float32)
 
 
 @dataclass(frozen=True)
@@ -103,7 +144,6 @@ class Nvfp4Times(Nvfp4):
 
     global_scale: TensorSpec
     scheme: ClassVar[str] = "nvfp4_times"
-    divides: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -116,17 +156,8 @@ class Nvfp4Times(Nvfp4):
     def spans(self, start: int, stop: int) -> tuple[Range, ...]:
         return (*super().spans(start, stop), (0, self.global_scale.nbytes))
 
-    def decode(self, inputs: Sequence[Bytes], start: int, stop: int) -> tuple[Dense, int]:
-        stored, scales, global_scales = inputs
-        factors = factors_of(global_scales, self.global_scale, divides=self.divides)
-        matrix = prod(self.shape[-2:])
-        words, overflow = [], False
-        for factor, a, b in by_factor(factors, matrix, start, stop):
-            table = pairs(factor, divides=self.divides)
-            words.append(look_up_pairs(table, scales[a // BLOCK : b // BLOCK], stored[a // 2 : b // 2]))
-            overflow = overflow or overflows(factor, divides=self.divides)
-        values = (words[0] if len(words) == 1 else np.concatenate(words)).view(np.float32)
-        return values, int(np.count_nonzero(np.isinf(values))) if overflow else 0
+    def _factors(self, inputs: Sequence[Bytes]) -> Floats:
+        return factors_of(inputs[2], self.global_scale, divides=self.divides)
 
 
 @dataclass(frozen=True)
@@ -168,6 +199,9 @@ class Nvfp4Awq(Nvfp4Times):
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             values *= np.resize(np.roll(columns, -(start % columns.size)), values.size)
         return values, int(np.count_nonzero(np.isinf(values)))
+
+    def rounded(self, inputs: Sequence[Bytes], start: int, stop: int, target: DType) -> Dense | None:
+        return None  # columns are scaled before the rounding
 
 
 def check_scales(scales: TensorSpec, want: tuple[int, ...], weight: TensorSpec) -> None:
@@ -218,9 +252,3 @@ def by_factor(factors: Floats, matrix: int, start: int, stop: int) -> Iterator[t
     for number in range(start // matrix, -(-stop // matrix)):
         first, last = max(start, number * matrix), min(stop, (number + 1) * matrix)
         yield float(factors[number]), first - start, last - start
-
-
-def overflows(factor: float, *, divides: bool) -> bool:
-    """Whether a product may be too large for float32, from bounds."""
-    largest = 448 * 6 / abs(factor) if divides else 448 * 6 * abs(factor)
-    return largest >= 2.0**127

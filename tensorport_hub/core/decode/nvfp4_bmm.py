@@ -19,7 +19,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from tensorport_hub.core.decode.bits import Floats
+from tensorport_hub.core.decode.bits import look_up
 from tensorport_hub.core.decode.decoder import Bytes, Decoder, Dense
 from tensorport_hub.core.decode.nvfp4 import (
     BLOCK_NBYTES,
@@ -27,7 +27,6 @@ from tensorport_hub.core.decode.nvfp4 import (
     check_global,
     check_scales,
     factors_of,
-    overflows,
     pairs,
 )
 from tensorport_hub.core.ranges import Range
@@ -81,9 +80,18 @@ class Nvfp4Bmm(Decoder):
         return (start // 2, stop // 2), (first * columns, last * columns), (0, self.global_scale.nbytes)
 
     def decode(self, inputs: Sequence[Bytes], start: int, stop: int) -> tuple[Dense, int]:
+        values, safe = self._look_up(inputs, start, stop, DTYPES["F32"])
+        return values, 0 if safe else int(np.count_nonzero(np.isinf(values)))
+
+    def rounded(self, inputs: Sequence[Bytes], start: int, stop: int, target: DType) -> Dense | None:
+        values, lossless = self._look_up(inputs, start, stop, target)
+        return values if lossless else None
+
+    def _look_up(self, inputs: Sequence[Bytes], start: int, stop: int, dtype: DType) -> tuple[Dense, bool]:
+        """Values in `dtype`, and whether rounding can have lost none of them."""
         stored, scales, global_scales = inputs
         if start == stop:
-            return np.empty(0, np.float32), 0
+            return np.empty(0, dtype.numpy), True
         factors = factors_of(global_scales, self.global_scale, divides=False)
         columns = self.shape[-1]
         rows = stored.reshape(-1, columns)
@@ -91,12 +99,11 @@ class Nvfp4Bmm(Decoder):
         blocks = np.arange(first, first + len(rows)) // BLOCK_NBYTES - first // BLOCK_NBYTES
         index = scales.reshape(-1, columns).astype(np.uint16)[blocks] << np.uint16(8)
         np.bitwise_or(index, rows, out=index)
-        values = np.empty((len(rows), 2, columns), np.float32)
-        overflow = False
+        values, lossless = np.empty((len(rows), 2, columns), dtype.numpy), True
         for factor, a, b in by_factor(factors, prod(self.shape[-2:]), start, stop):
             a, b = a // self.grain, b // self.grain
-            words = np.take(pairs(factor, divides=False), index[a:b], mode="clip")
-            found: Floats = words.view(np.float32).reshape(b - a, columns, 2)
+            table = pairs(factor, dtype, divides=False)
+            found = look_up(table.words, index[a:b]).view(dtype.numpy).reshape(b - a, columns, 2)
             values[a:b, 0], values[a:b, 1] = found[..., 0], found[..., 1]
-            overflow = overflow or overflows(factor, divides=False)
-        return values.reshape(-1), int(np.count_nonzero(np.isinf(values))) if overflow else 0
+            lossless = lossless and bool(table.lossless[scales].all())
+        return values.reshape(-1), lossless

@@ -18,28 +18,27 @@ Source: compressed-tensors, `pack_quantized` compressor and `pack_to_int32` / `u
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
 from tensorport_hub.core.decode.bits import Floats, as_float32
-from tensorport_hub.core.decode.decoder import Bytes, Decoder, Dense, Params
-from tensorport_hub.core.decode.words import PACKINGS, cell, codes, values, words
+from tensorport_hub.core.decode.decoder import Bytes, Params
+from tensorport_hub.core.decode.groups import ColumnGroups, Grouped, Rows
+from tensorport_hub.core.decode.words import PACKINGS, cell, codes, words
 from tensorport_hub.core.ranges import Range
 from tensorport_hub.core.tensor import DType, TensorSpec
 from tensorport_hub.errors import CheckpointError
-
-Indices = npt.NDArray[np.int32]
 
 _SCALES = ("F16", "BF16", "F32")
 
 
 @dataclass(frozen=True, init=False)
-class PackedInt(Decoder):
+class PackedInt(Grouped):
     """`weight_packed`, its scales, and where there are any: zero points, column groups.
 
     Args:
@@ -221,47 +220,38 @@ class PackedInt(Decoder):
         start = expert * each + row // per * step
         return start, end_expert * each + words(end_row + 1, self.bits, self.packing)
 
-    def decode(self, inputs: Sequence[Bytes], start: int, stop: int) -> tuple[Dense, int]:
+    def _rows(self, inputs: Sequence[Bytes], start: int, stop: int) -> Iterator[Rows]:
         first, last = start // self.columns, -(-stop // self.columns)
-        stored = inputs[0].reshape(last - first, self.packed.shape[-1] * 4)
-        offset = 0 if self.zeros == "packed" else 1 << (self.bits - 1)
-        out = values(stored, self.bits, self.packing, offset=offset, count=self.columns)
-        scales = self._scales(inputs[1], first, last)
-        order = self._column_groups(inputs[-1]) if self.order == "g_idx" else None
-        if self.zeros != "none":
-            self._apply(np.subtract, out, self._zero_points(inputs[2], first, last), order)
-        with np.errstate(over="ignore", invalid="ignore"):
-            self._apply(np.multiply, out, scales, order)
-        return out.reshape(-1), 0
+        yield Rows(
+            self._column_groups(inputs[-1]),
+            self.bits,
+            self._zero_points(inputs, first, last),
+            self._scales(inputs[1], first, last),
+            partial(self._codes, inputs[0].reshape(last - first, self.packed.shape[-1] * 4)),
+        )
 
-    def _apply(self, operation: np.ufunc, out: Floats, each: Floats, order: Indices | None) -> None:
-        """Combine `out` [rows, columns] with its groups' values `each` [rows, groups], in place."""
-        if order is not None:
-            each = np.take(each, order, axis=1)
-        elif each.shape[1] > 1 and self.columns % self.group_size == 0:
-            blocks = out.reshape(*each.shape, self.group_size)
-            operation(blocks, each[:, :, None], out=blocks)
-            return
-        elif each.shape[1] > 1:
-            each = np.repeat(each, self.group_size, axis=1)[:, : self.columns]
-        operation(out, each, out=out)
+    def _codes(self, stored: Bytes) -> Bytes:
+        """Codes of rows of words: [rows, columns]."""
+        return codes(stored, self.bits, self.packing)[:, : self.columns]
 
-    def _column_groups(self, data: Bytes) -> Indices | None:
-        """Group of each column; None where the tensor says that there is no order.
+    def _column_groups(self, data: Bytes) -> ColumnGroups:
+        """Which group a column belongs to; `data` says so where there is an order.
 
         Raises:
             CheckpointError: an index is out of range.
         """
-        order: Indices = data.view("<i4")
+        if self.order != "g_idx":
+            return ColumnGroups(self.group_size)
+        order = data.view("<i4")
         low, high = int(order.min()), int(order.max())
         if low == high == -1:
-            return None
+            return ColumnGroups(self.group_size)
         if low < 0 or high >= self._groups:
             raise CheckpointError(
                 f"column groups {self.tensors[-1]} of `{self.packed.name}`: expected 0 to"
                 f" {self._groups - 1}, got {low if low < 0 else high}"
             )
-        return order
+        return ColumnGroups.ordered(order)
 
     def _scales(self, data: Bytes, first: int, last: int) -> Floats:
         """Scales of rows `first:last`: [rows, groups].
@@ -281,10 +271,21 @@ class PackedInt(Decoder):
         each: Floats = stored[np.minimum(expert, stored.size - 1), None]
         return each
 
-    def _zero_points(self, data: Bytes, first: int, last: int) -> Floats:
-        """Zero points of rows `first:last`: [rows, groups]; packed ones keep the offset that codes have."""
+    def _zero_points(self, inputs: Sequence[Bytes], first: int, last: int) -> Floats:
+        """What is subtracted from the codes of rows `first:last`: zero points and the codes' offset.
+
+        Returns:
+            [rows, groups], or [1, 1] where there are no zero points.
+        """
+        offset = np.float32(1 << (self.bits - 1))
+        if self.zeros == "none":
+            return np.full((1, 1), offset)
         if self.zeros == "plain":
-            return self._by_row(data.view(np.int8).astype(np.float32), first, last)
+            return self._by_row(inputs[2].view(np.int8).astype(np.float32) + offset, first, last)
+        return self._packed_zeros(inputs[2], first, last)
+
+    def _packed_zeros(self, data: Bytes, first: int, last: int) -> Floats:
+        """Packed zero points of rows `first:last`, which have the codes' offset: [rows, groups]."""
         rows, groups = self.packed.shape[-2], self._groups
         per, step = cell(self.bits, self.packing)
         each = words(rows, self.bits, self.packing)

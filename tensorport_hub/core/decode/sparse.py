@@ -23,7 +23,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from tensorport_hub.core.decode.bits import Floats, as_float32
+from tensorport_hub.core.decode.bits import Floats, as_float32, look_up
 from tensorport_hub.core.decode.decoder import Bytes, Decoder, Dense, Params
 from tensorport_hub.core.ranges import Range
 from tensorport_hub.core.tensor import DTYPES, DType, TensorSpec
@@ -145,7 +145,7 @@ class _Sparse(Decoder):
         if self.scaled == "no":
             return out.reshape(-1).view(self.exact.numpy)
         table = _eighths(self._data.dtype.name)
-        values = np.take(table, out, mode="clip")
+        values = look_up(table, out)
         each = self._scales(inputs[2], mask.shape[0])
         if each.shape[1] > 1:
             each = np.repeat(each, self.group_size, axis=1)[:, : self.columns]
@@ -263,7 +263,7 @@ class SparseBitmask(_Sparse):
         counts = np.empty(len(rows), np.int64)
         step = max(1, _COUNTED // width)
         for at in range(0, len(rows), step):
-            ones = np.take(_ones(), rows[at : at + step], mode="clip")
+            ones = look_up(_ones(), rows[at : at + step])
             if self.columns % 8:
                 ones[:, -1] = _ones()[rows[at : at + step, -1] & ((1 << self.columns % 8) - 1)]
             np.sum(ones, axis=1, dtype=np.int64, out=counts[at : at + step])

@@ -10,31 +10,36 @@ negative scale is -0. A NaN scale is an error.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from math import prod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from tensorport_hub.core.decode.bits import Floats, as_float32
-from tensorport_hub.core.decode.decoder import Bytes, Decoder, Dense
-from tensorport_hub.core.decode.groups import scale_groups
+from tensorport_hub.core.decode.decoder import Bytes
+from tensorport_hub.core.decode.groups import ColumnGroups, Grouped, Rows
 from tensorport_hub.core.ranges import Range
 from tensorport_hub.core.strips import Strip, strip
 from tensorport_hub.core.tensor import DType, TensorSpec
 from tensorport_hub.errors import CheckpointError
 
+Matrix = npt.NDArray[Any]
+
 SCALES = ("F16", "BF16", "F32")
 
 
 @dataclass(frozen=True)
-class Transposed(Decoder):
-    """A packed weight, its zero points and its scales."""
+class Transposed(Grouped):
+    """A packed weight, its zero points and its scales; `size` columns share a scale."""
 
     qweight: TensorSpec
     qzeros: TensorSpec
     scales: TensorSpec
+    size: int = field(kw_only=True)
     held: ClassVar[bool] = True
 
     @property
@@ -52,8 +57,8 @@ class Transposed(Decoder):
 
     @property
     @abstractmethod
-    def group_size(self) -> int:
-        """Columns that share a scale; the last group may be smaller."""
+    def width(self) -> int:
+        """Bits of a code."""
 
     @property
     def rows(self) -> int:
@@ -74,46 +79,58 @@ class Transposed(Decoder):
         return max(self.rows * self.columns, 1)
 
     def needs(self, start: int, stop: int) -> tuple[Strip, ...]:
-        expert, first, last = self._rows(start, stop)
+        expert, first, last = self._place(start, stop)
         size = self.scales.dtype.itemsize
         columns = (*self._stored_bytes(first, last), (first * size, last * size))
         return tuple(_strip(tensor, expert, *c) for tensor, c in zip(self.inputs[:3], columns, strict=True))
 
-    def decode(self, inputs: Sequence[Bytes], start: int, stop: int) -> tuple[Dense, int]:
-        _, first, last = self._rows(start, stop)
+    def _rows(self, inputs: Sequence[Bytes], start: int, stop: int) -> Iterator[Rows]:
+        _, first, last = self._place(start, stop)
         weight, zeros, scales = (
             stored.reshape(tensor.shape[-2], -1)
             for tensor, stored in zip(self.inputs[:3], inputs[:3], strict=True)
         )
-        flat = as_float32(np.ascontiguousarray(scales).reshape(-1), self.dtype.name)
-        factors = flat.reshape(self.groups, last - first).T
-        if np.isnan(factors).any():
-            raise CheckpointError(f"scales {self.scales}: expected numbers, got NaN")
-        values = self._codes(weight, first, last)
-        self._scale(values, self._zero_points(zeros, first, last), factors, inputs)
-        return values.reshape(-1), 0
+        yield Rows(
+            self._column_groups(inputs),
+            self.width,
+            self._zero_points(zeros, first, last),
+            self._factors(scales),
+            partial(self._codes, weight, first, last),
+        )
 
-    def _rows(self, start: int, stop: int) -> tuple[int, int, int]:
+    def _place(self, start: int, stop: int) -> tuple[int, int, int]:
         """Items of one expert as the expert, its first and its last row."""
         columns = max(self.columns, 1)
         expert, first = divmod(start // columns, max(self.rows, 1))
         return expert, first, first + -(-stop // columns) - start // columns
+
+    def _factors(self, stored: Bytes) -> Floats:
+        """The scales of a strip: [rows, G].
+
+        Raises:
+            CheckpointError: one is NaN.
+        """
+        scales = turned(stored.view(self.scales.dtype.numpy))
+        found = as_float32(scales.reshape(-1).view(np.uint8), self.dtype.name)
+        if np.isnan(found).any():
+            raise CheckpointError(f"scales {self.scales}: expected numbers, got NaN")
+        return found.reshape(scales.shape)
 
     @abstractmethod
     def _stored_bytes(self, first: int, last: int) -> tuple[Range, Range]:
         """The bytes of each stored row, of weight and zero points, that hold output rows `first:last`."""
 
     @abstractmethod
-    def _codes(self, stored: Bytes, first: int, last: int) -> Floats:
-        """Codes of output rows `first:last` from their strip: [last - first, I], fresh and contiguous."""
+    def _codes(self, stored: Bytes, first: int, last: int) -> Bytes:
+        """Codes of output rows `first:last` from their strip: [last - first, I]."""
 
     @abstractmethod
     def _zero_points(self, stored: Bytes, first: int, last: int) -> Floats:
         """Zero points of output rows `first:last` from their strip: [last - first, G]."""
 
-    def _scale(self, codes: Floats, zeros: Floats, scales: Floats, inputs: Sequence[Bytes]) -> None:
-        """Turn codes into values, in place."""
-        scale_groups(codes, zeros, scales, self.group_size)
+    def _column_groups(self, inputs: Sequence[Bytes]) -> ColumnGroups:
+        """The columns of each group."""
+        return ColumnGroups(self.size)
 
     def _check_companions(self, layout: str, zeros_shape: tuple[int, ...], zeros_dtype: str) -> None:
         """Scales and zero points belong to the weight.
@@ -141,6 +158,14 @@ def _strip(tensor: TensorSpec, expert: int, first: int, last: int) -> Strip:
     """Bytes `first:last` of all rows of one expert."""
     rows, pitch = tensor.shape[-2], tensor.shape[-1] * tensor.dtype.itemsize
     return strip(expert * rows * pitch, pitch, rows, first, last)
+
+
+def turned(stored: Matrix) -> Matrix:
+    """The columns of a strip as rows, contiguous.
+
+    They are copied out before they are turned, since words that lie a row apart miss the cache each time.
+    """
+    return np.ascontiguousarray(np.ascontiguousarray(stored).T)
 
 
 def check_groups(layout: str, scales: TensorSpec, columns: int, groups: int, size: int) -> None:

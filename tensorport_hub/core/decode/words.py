@@ -1,4 +1,4 @@
-"""Codes of 2 to 8 bits in little-endian 32-bit words, as float32 integers.
+"""Codes of 2 to 8 bits in little-endian 32-bit words.
 
 Packings: `dense` is an LE bit stream, where codes of 3, 5, 6 and 7 bits cross words; `padded` puts
 floor(32 / bits) codes into each word, low bits first, and leaves its upper bits unused. For 2, 4 and 8 bits
@@ -9,17 +9,13 @@ Source: compressed-tensors, `pack_to_int32` since 0.18 (dense) and before (padde
 
 from __future__ import annotations
 
-from functools import cache
-
 import numpy as np
-import numpy.typing as npt
 
-from tensorport_hub.core.decode.bits import Floats, unpack
+from tensorport_hub.core.decode.bits import unpack
 from tensorport_hub.core.decode.decoder import Bytes
 
 WORD = 32
 PACKINGS = ("dense", "padded")
-_PAIRED: dict[int, str] = {1: "u4", 2: "u8", 4: "c16"}
 
 
 def words(count: int, bits: int, packing: str) -> int:
@@ -49,29 +45,3 @@ def codes(data: Bytes, bits: int, packing: str) -> Bytes:
     shifts = np.arange(WORD // bits, dtype=np.uint32) * np.uint32(bits)
     found: Bytes = ((word[..., None] >> shifts) & np.uint32((1 << bits) - 1)).astype(np.uint8)
     return found.reshape(data.shape[0], -1)
-
-
-@cache
-def _table(bits: int, offset: int) -> npt.NDArray[np.generic]:
-    """Byte -> its codes minus `offset`, as float32 side by side in one entry."""
-    every = unpack(np.arange(256, dtype=np.uint8)[:, None], bits)
-    values = every.astype(np.float32) - np.float32(offset)
-    return np.ascontiguousarray(values).view(_PAIRED[8 // bits]).reshape(-1)
-
-
-def values(data: Bytes, bits: int, packing: str, *, offset: int, count: int) -> Floats:
-    """The first `count` codes of each row, minus `offset`.
-
-    Args:
-        data: bytes of words [rows, 4 * words].
-
-    Returns:
-        [rows, count], fresh and contiguous.
-    """
-    if bits in (2, 4):
-        found = np.take(_table(bits, offset), data, mode="clip").view(np.float32)
-    else:
-        found = codes(data, bits, packing).astype(np.float32)
-        if offset:
-            found -= np.float32(offset)
-    return found if found.shape[1] == count else np.ascontiguousarray(found[:, :count])

@@ -61,7 +61,7 @@ def _claim8(tensor: TensorSpec, module: str, checkpoint: Checkpoint) -> Claim:
         stored = checkpoint.fact(name, of=tensor, scheme=_SCHEME8)
         if int.from_bytes(stored, "little") != 0:
             raise CheckpointError(
-                f"{tensor}: expected `{shorten(name)}` 0 (rows), got {[*stored]}: permuted for a GPU"
+                f"{tensor}: expected `{shorten(name)}` 0 (rows), got {[*stored[:8]]}: permuted for a GPU"
             )
     return Claim(tensor.name, Bnb8(tensor, checkpoint.tensors[f"{module}.SCB"]), spent)
 

@@ -51,7 +51,9 @@ def claim(tensor: TensorSpec, checkpoint: Checkpoint) -> Claim | None:
     meta.refuse_unsupported()
     shape = meta.numbers(".shape")
     if shape is None or min(shape, default=0) < 1:
-        raise CheckpointError(f"{tensor}: expected `{shorten(module)}.shape` with sizes, got {shape}")
+        raise CheckpointError(
+            f"{tensor}: expected `{shorten(module)}.shape` with sizes, got {shorten(shape)}"
+        )
     decoder = Hqq(
         tensor,
         scale,
@@ -87,7 +89,9 @@ class _Meta:
         spec, data = stored
         values = np.frombuffer(data, spec.dtype.numpy).astype(np.float64)
         if not np.all(values == np.rint(values)) or len(spec.shape) > 1:
-            raise CheckpointError(f"{self._codes}: expected whole numbers in {spec}, got {values.tolist()}")
+            raise CheckpointError(
+                f"{self._codes}: expected whole numbers in {spec}, got {shorten(values.tolist())}"
+            )
         return [int(value) for value in values]
 
     def setting(self, end: str, *, optional: bool = False) -> int:
@@ -96,7 +100,8 @@ class _Meta:
         if stored is not None:
             if len(stored) != 1:
                 raise CheckpointError(
-                    f"{self._codes}: expected one number in `{shorten(self._module + end)}`, got {stored}"
+                    f"{self._codes}: expected one number in `{shorten(self._module + end)}`,"
+                    f" got {shorten(stored)}"
                 )
             return stored[0]
         value = self._configured.get(end[1:])

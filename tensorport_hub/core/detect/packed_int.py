@@ -18,7 +18,7 @@ from tensorport_hub.core.decode.packed_int import PackedInt
 from tensorport_hub.core.decode.words import PACKINGS, WORD, words
 from tensorport_hub.core.detect.checkpoint import Checkpoint, Claim
 from tensorport_hub.core.detect.config_groups import Group, resolve
-from tensorport_hub.core.tensor import TensorSpec
+from tensorport_hub.core.tensor import TensorSpec, shorten
 from tensorport_hub.errors import CheckpointError
 
 SUFFIXES = tuple((f".weight_{end}", ".weight") for end in ("packed", "scale", "shape", "zero_point", "g_idx"))
@@ -146,7 +146,7 @@ def _columns(packed: TensorSpec, shape: TensorSpec, checkpoint: Checkpoint) -> i
     one = dims.pop() if len(dims) == 1 else ()
     if not one or one[-1] < 1 or one[:-1] not in (lead, lead[-1:]):
         raise CheckpointError(
-            f"{shape}: expected {[*lead, 'columns']} to match `{packed.name}`, got {stated.tolist()}"
+            f"{shape}: expected {[*lead, 'columns']} to match `{packed.name}`, got {shorten(stated.tolist())}"
         )
     return one[-1]
 

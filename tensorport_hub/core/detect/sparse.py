@@ -10,7 +10,7 @@ import numpy as np
 
 from tensorport_hub.core.decode.sparse import Sparse24, SparseBitmask
 from tensorport_hub.core.detect.checkpoint import Checkpoint, Claim
-from tensorport_hub.core.tensor import TensorSpec
+from tensorport_hub.core.tensor import TensorSpec, shorten
 from tensorport_hub.errors import CheckpointError
 
 _PARTS = ("compressed", "bitmask", "row_offsets", "shape")
@@ -64,7 +64,7 @@ def _columns(values: TensorSpec, mask: TensorSpec, stem: str, checkpoint: Checkp
         raise CheckpointError(f"{shape}: expected the shape of `{stem}` as I64 or I32")
     stated = np.frombuffer(data, "<i8" if shape.dtype.name == "I64" else "<i4").tolist()
     if len(stated) != 2 or stated[1] < 1 or mask.shape[:1] != (stated[0],):
-        raise CheckpointError(f"{shape}: expected rows and columns to match {mask}, got {stated}")
+        raise CheckpointError(f"{shape}: expected rows and columns to match {mask}, got {shorten(stated)}")
     return int(stated[1])
 
 

@@ -254,3 +254,15 @@ def test_losses_add_up():
     total = Losses(1, 2)
     total.add(Losses(10, 20))
     assert total == Losses(11, 22)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_float16_is_the_same_whether_few_or_all_values_are_extreme(data):
+    """Among ordinary weights, each extreme one is rounded and counted as it is alone."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    weights = (rng.normal(size=64) * 2.0 ** data.draw(st.integers(-16, 12))).astype(np.float32)
+    weights[rng.random(64) < 0.1] = 0
+    codes = data.draw(st.lists(st.integers(0, 2**32 - 1), max_size=8))
+    weights[rng.permutation(64)[: len(codes)]] = np.array(codes, np.uint32).view(np.float32)
+    check(weights, [exact(value) for value in weights.tolist()], "F32", "F16")

@@ -1,0 +1,289 @@
+"""Proof that a mirror is what its manifest says, and the manifest what its source makes.
+
+Three depths, each with all the faults it finds: the manifest against what the other side states of its files
+(nothing is downloaded); every byte of every file; and the source again: its files' digests, the plan that
+this tool makes of it, and tensors read by range, decoded once more by the manifest's own recipes, and
+compared with the digests of the files that hold them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property
+from types import TracebackType
+from typing import Self, TypeVar
+
+from tensorport_hub.core import manifest, npy, proof
+from tensorport_hub.core.digest import SourceFile, blob_oid
+from tensorport_hub.core.location import FolderLocation, parse_destination
+from tensorport_hub.core.manifest import FileEntry
+from tensorport_hub.core.mirror import Mirror
+from tensorport_hub.core.mirror import read as read_mirror
+from tensorport_hub.core.plan import Part
+from tensorport_hub.core.proof import Fault
+from tensorport_hub.core.tiles import demand
+from tensorport_hub.edge.hub_client import HubClient
+from tensorport_hub.edge.hub_source import HubSource
+from tensorport_hub.edge.journal import Unkept
+from tensorport_hub.edge.local import LocalSource, parse_folder
+from tensorport_hub.edge.retry import retried
+from tensorport_hub.engine.budget import allot
+from tensorport_hub.engine.run import run
+from tensorport_hub.errors import (
+    CheckpointError,
+    DestinationError,
+    SourceError,
+    UseError,
+    VerificationError,
+)
+from tensorport_hub.meter import Meter
+from tensorport_hub.ports import BytesRead, Planned, Published, Receipt, Source
+from tensorport_hub.reading import Reading, read_seconds
+from tensorport_hub.results import Again, Verification
+
+_BLOCK = 8 << 20
+_WRITER_NBYTES = 1 << 20
+
+T = TypeVar("T")
+
+
+class Audit:
+    """One mirror at one state.
+
+    Raises:
+        DestinationError: it can't be read.
+        VerificationError: it has no manifest, or none that this tool understands.
+    """
+
+    def __init__(self, destination: str, revision: str | None, token: str | None, meter: Meter) -> None:
+        self._token, self._meter = token, meter
+        self.name, self._there = self._open(destination, revision)
+        self.mirror = self._read_manifest()
+
+    def _open(self, destination: str, revision: str | None) -> tuple[str, Source]:
+        location = parse_destination(destination)
+        if isinstance(location, FolderLocation):
+            if revision is not None:
+                raise UseError(f"folder `{destination}` has no revision `{revision}`")
+            path = parse_folder(location.path)
+            return str(path), _theirs(lambda: LocalSource(path, pointers=True))
+        client = HubClient(token=self._token)
+        state = retried(lambda: client.repo_state(location.repo_id, revision, DestinationError), self._meter)
+        return location.repo_id, HubSource(client, state, read_seconds=read_seconds(), report=self._meter)
+
+    @cached_property
+    def _listed(self) -> dict[str, SourceFile]:
+        return {file.path: file for file in self._there.files}
+
+    def _read_manifest(self) -> Mirror:
+        file = self._listed.get(manifest.PATH)
+        if file is None:
+            raise VerificationError(
+                f"`{self.name}` has no `{manifest.PATH}`", hint="it is no mirror that this tool made"
+            )
+        data = self._whole(file)
+        stated = file.sha256 or file.git_oid
+        got = hashlib.sha256(data).hexdigest() if file.sha256 else blob_oid(data)
+        if stated is not None and got != stated:
+            raise VerificationError(f"`{manifest.PATH}` came damaged: expected digest {stated}, got {got}")
+        return read_mirror(data)
+
+    def _whole(self, file: SourceFile) -> bytes:
+        content = bytearray(file.size)
+        if file.size:
+            _theirs(lambda: self._there.read_into(file.path, 0, memoryview(content)))
+        return bytes(content)
+
+    def check_listing(self) -> list[Fault]:
+        """The manifest against itself, and against what the other side states of its files."""
+        return [
+            *proof.check_totals(self.mirror),
+            *proof.check_files(self.mirror, self._there.files),
+        ]
+
+    def check_bytes(self, workers: int) -> list[Fault]:
+        """Every byte of every listed file that is there with the right size."""
+        entries = [
+            entry
+            for path, entry in self.mirror.files.items()
+            if path in self._listed and self._listed[path].size == entry.size
+        ]
+        self._meter(Planned(len(entries), sum(entry.size for entry in entries), 0))
+        heads = {part.path: self._head(part) for part in self.mirror.plan.parts}
+        with ThreadPoolExecutor(workers, thread_name_prefix="check") as pool:
+            found = list(pool.map(lambda entry: self._check_file(entry, heads.get(entry.path)), entries))
+        return [fault for fault in found if fault is not None]
+
+    def _head(self, part: Part) -> bytes:
+        return npy.header(self.mirror.plan.recipes[part.recipe].dtype, part.shape)
+
+    def _check_file(self, entry: FileEntry, head: bytes | None) -> Fault | None:
+        digest = hashlib.sha256()
+        first = b""
+        for start in range(0, entry.size, _BLOCK):
+            buffer = memoryview(bytearray(min(_BLOCK, entry.size - start)))
+            try:
+                _theirs(lambda at=start, into=buffer: self._there.read_into(entry.path, at, into))  # type: ignore[misc]
+            except DestinationError as error:
+                if error.transient:
+                    raise
+                return Fault(entry.path, f"can't be read: {error.message}")
+            digest.update(buffer)
+            first = first or bytes(buffer[: len(head or b"")])
+            self._meter(BytesRead(entry.path, len(buffer)))
+        if digest.hexdigest() != entry.sha256:
+            return Fault(
+                entry.path, f"holds wrong bytes: expected sha256 {entry.sha256}, got {digest.hexdigest()}"
+            )
+        if head is not None and first != head:
+            return Fault(entry.path, "is no .npy file of the dtype and shape that the manifest says")
+        return None
+
+    def check_source(
+        self, source: str | None, *, sample: int | None, seed: int, workers: int, max_memory: int
+    ) -> tuple[list[Fault], Again]:
+        """The source's files and plan against the manifest, and tensors made again.
+
+        Args:
+            source: where the source is now; None: as the manifest says.
+            sample: tensors to make again, drawn with `seed`; None: all.
+
+        Raises:
+            SourceError: it can't be read.
+        """
+        plan = self.mirror.plan
+        if source is None and plan.repo is None:
+            raise UseError("the mirror was made from a folder", hint="`--source FOLDER` says where it is")
+        where = source or f"{plan.repo}@{plan.commit}"
+        try:
+            reading = Reading(where, None, self._token, plan.options, self._meter)
+        except CheckpointError as error:
+            return [Fault("source", error.message)], Again((), seed if sample is not None else None, 0)
+        with reading:
+            faults = proof.check_sources(self.mirror, reading.source.files)
+            if source is None or plan.repo is None:
+                faults += proof.check_state(self.mirror, reading.plan)
+            faults += proof.check_plan(self.mirror, reading.plan)
+            more, again = self._make_again(reading, sample, seed, workers, max_memory)
+        return [*faults, *more], again
+
+    def _make_again(
+        self, reading: Reading, sample: int | None, seed: int, workers: int, max_memory: int
+    ) -> tuple[list[Fault], Again]:
+        """Run the manifest's own plan, or a part of it, against the source."""
+        plan = self.mirror.plan
+        names = sorted(recipe.name for recipe in plan.recipes)
+        chosen = names if sample is None else random.Random(seed).sample(names, min(sample, len(names)))
+        wanted = {i for i, recipe in enumerate(plan.recipes) if recipe.name in set(chosen)}
+        parts = tuple(part for part in plan.parts if part.recipe in wanted)
+        options = plan.options if sample is None else replace(plan.options, verify_source="no")
+        unstated = tuple(replace(file, sha256=None) for file in plan.files)  # compared below, as a fault
+        part_of_it = replace(plan, files=unstated, parts=parts, options=options)
+        sink = _Comparing({e.path: e.sha256 for e in self.mirror.weights}, self._tensor_of(parts))
+        allotment = allot(
+            max_memory,
+            workers=workers,
+            files=len(plan.files),
+            writer_nbytes=_WRITER_NBYTES,
+            demand=demand(part_of_it),
+        )
+        self._meter(Planned(len(parts), 0, sum(part.size for part in parts)))
+        try:
+            outcome = run(part_of_it, reading.source, sink, Unkept(), allotment=allotment, report=self._meter)
+            sink.faults += proof.check_digests(self.mirror, outcome.digests)
+        except (CheckpointError, VerificationError) as error:
+            sink.faults.append(Fault("source", error.message))
+        nbytes = sum(part.size for part in parts)
+        return sink.faults, Again(tuple(chosen), seed if sample is not None else None, nbytes)
+
+    def _tensor_of(self, parts: Sequence[Part]) -> dict[str, str]:
+        return {part.path: self.mirror.plan.recipes[part.recipe].name for part in parts}
+
+    def result(self, faults: Sequence[Fault], depth: Sequence[str], again: Again | None) -> Verification:
+        """What was looked at, and everything that is wrong."""
+        plan = self.mirror.plan
+        return Verification(
+            self.name,
+            self._there.commit or None,
+            plan.repo,
+            plan.commit,
+            tuple(depth),
+            len(self.mirror.files),
+            sum(entry.size for entry in self.mirror.files.values()),
+            len(plan.recipes),
+            again,
+            tuple(faults),
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._there.close()
+
+
+@dataclass
+class _Comparing:
+    """A sink that holds nothing: what is written is compared with the digests of a mirror's files."""
+
+    expected: dict[str, str]
+    tensors: dict[str, str]
+
+    def __post_init__(self) -> None:
+        self.faults: list[Fault] = []
+        self.lock = threading.Lock()
+
+    def open(self, path: str, size: int) -> _Digesting:
+        return _Digesting(self, path, size)
+
+    def has(self, receipt: Receipt) -> bool:
+        return False
+
+    def put(self, path: str, content: bytes) -> Receipt:
+        raise AssertionError("only weights are compared")
+
+    def commit(self, receipts: Sequence[Receipt]) -> Published:
+        raise AssertionError("nothing is published")
+
+    def discard(self) -> None:
+        """Nothing is kept."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class _Digesting:
+    """A file that is made again."""
+
+    def __init__(self, sink: _Comparing, path: str, size: int) -> None:
+        self._sink, self._path, self._size = sink, path, size
+        self._digest = hashlib.sha256()
+
+    def write(self, block: memoryview) -> None:
+        self._digest.update(block)
+
+    def finish(self) -> Receipt:
+        got, expected = self._digest.hexdigest(), self._sink.expected[self._path]
+        if got != expected:
+            message = f"`{self._path}` is not what the source makes: expected sha256 {got}, got {expected}"
+            with self._sink.lock:
+                self._sink.faults.append(Fault(self._sink.tensors[self._path], message))
+        return Receipt(self._path, self._size, got)
+
+    def abort(self) -> None:
+        """Nothing is held."""
+
+
+def _theirs(call: Callable[[], T]) -> T:
+    """A mirror is read as a source, but it is the destination that is at fault."""
+    try:
+        return call()
+    except SourceError as error:
+        raise DestinationError(error.message, hint=error.hint, transient=error.transient) from None

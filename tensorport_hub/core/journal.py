@@ -1,0 +1,176 @@
+"""The journal: what the runs of one plan finished, as lines of JSON, so that the next one continues there.
+
+The first line names the format and the key of the plan; each other line is one entry, written only once what
+it says is true and durable. A run that dies while it writes leaves a torn last line, which is dropped. An
+entry is a hint: whoever resumes asks the sink whether it still holds the file.
+
+    {"journal":"tensorport.journal/1","plan":"<key>"}
+    {"part":17,"size":4096,"sha256":"...","lost":[0,12]}
+    {"file":"model-00001-of-00003.safetensors","sha256":"..."}
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tensorport_hub.core.plan import Plan, WeightFile, dumps
+from tensorport_hub.errors import DestinationError
+
+FORMAT = "tensorport.journal/1"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class MadePart:
+    """The sink holds part `index` of the plan; rounding it cost `overflow` and `underflow` values."""
+
+    index: int
+    size: int
+    sha256: str
+    overflow: int = 0
+    underflow: int = 0
+
+
+@dataclass(frozen=True)
+class ReadFile:
+    """A source file was read from its first byte to its last, and is what the source states."""
+
+    path: str
+    sha256: str
+
+
+Entry = MadePart | ReadFile
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What is finished: parts by number, and the sha256 of source files that were read whole."""
+
+    parts: Mapping[int, MadePart] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Remaining:
+    """What a run still has to do.
+
+    Attributes:
+        files: source files to walk, in plan order.
+        make: parts that the sink lacks.
+        prove: parts that it holds, made from files whose digest is not proven yet: they are made once more
+            from the bytes that pass, and compared, but not written.
+    """
+
+    files: tuple[WeightFile, ...]
+    make: frozenset[int]
+    prove: frozenset[int]
+
+
+def remaining(plan: Plan, progress: Progress) -> Remaining:
+    """Compare a plan with what is finished.
+
+    A file that must be proven whole is done with once its digest is known and no part that needs a byte of it
+    is missing; else it is read again from its start, and everything that was made of it is compared.
+    """
+    users: dict[str, set[int]] = {file.path: set() for file in plan.files}
+    own: dict[str, set[int]] = {file.path: set() for file in plan.files}
+    for part in plan.parts:
+        inputs = plan.recipes[part.recipe].decoder.inputs
+        own[inputs[0].file].add(part.index)
+        for tensor in inputs:
+            users[tensor.file].add(part.index)
+    done = progress.parts.keys()
+    again = {path for path in plan.read_whole if path not in progress.files or not users[path] <= done}
+    files = tuple(file for file in plan.files if file.path in again or not own[file.path] <= done)
+    make = frozenset(part.index for part in plan.parts) - done
+    prove = frozenset[int]().union(*(own[path] for path in again)) & done
+    return Remaining(files, make, prove)
+
+
+def heading(key: str) -> bytes:
+    """The first line of the journal of the plan `key`."""
+    return dumps({"journal": FORMAT, "plan": key}) + b"\n"
+
+
+def lines(entries: Iterable[Entry]) -> bytes:
+    """Entries as text."""
+    return b"".join(dumps(_json(entry)) + b"\n" for entry in entries)
+
+
+def _json(entry: Entry) -> dict[str, Any]:
+    if isinstance(entry, ReadFile):
+        return {"file": entry.path, "sha256": entry.sha256}
+    lost = {"lost": [entry.overflow, entry.underflow]} if entry.overflow or entry.underflow else {}
+    return {"part": entry.index, "size": entry.size, "sha256": entry.sha256, **lost}
+
+
+def whole_lines(data: bytes) -> int:
+    """How many bytes of a journal are complete lines; what follows was torn off."""
+    return data.rfind(b"\n") + 1
+
+
+def key_of(data: bytes, *, name: str) -> str | None:
+    """The plan that a journal belongs to; None where not even its first line was finished.
+
+    Raises:
+        DestinationError: it is no journal, or of a version that this tool does not know.
+    """
+    first = data[: whole_lines(data)].split(b"\n", 1)[0]
+    if not first:
+        return None
+    value = _object(first)
+    if value.get("journal") != FORMAT or not isinstance(value.get("plan"), str):
+        raise DestinationError(f"journal `{name}` is none that this tool knows: expected `{FORMAT}`")
+    return str(value["plan"])
+
+
+def entries(data: bytes, *, parts: Collection[int], name: str) -> list[Entry]:
+    """All complete entries of a journal; `parts` are the part numbers that its plan has.
+
+    Raises:
+        DestinationError: a complete line makes no sense.
+    """
+    found: list[Entry] = []
+    for number, text in enumerate(data[: whole_lines(data)].split(b"\n")[1:-1], 2):
+        entry = _entry(_object(text))
+        if entry is None or (isinstance(entry, MadePart) and entry.index not in parts):
+            raise DestinationError(
+                f"journal `{name}` is damaged in line {number}", hint="`--restart` begins anew"
+            )
+        found.append(entry)
+    return found
+
+
+def gathered(found: Iterable[Entry]) -> Progress:
+    """What entries say together; of two about the same thing the later one counts."""
+    parts: dict[int, MadePart] = {}
+    files: dict[str, str] = {}
+    for entry in found:
+        if isinstance(entry, MadePart):
+            parts[entry.index] = entry
+        else:
+            files[entry.path] = entry.sha256
+    return Progress(parts, files)
+
+
+def _entry(value: Mapping[str, Any]) -> Entry | None:
+    match value:
+        case {"file": str(path), "sha256": str(sha256)} if _SHA256.fullmatch(sha256):
+            return ReadFile(path, sha256)
+        case {"part": int(index), "size": int(size), "sha256": str(sha256)} if _SHA256.fullmatch(sha256):
+            lost = value.get("lost", [0, 0])
+            if isinstance(lost, list) and len(lost) == 2 and all(type(n) is int and n >= 0 for n in lost):
+                return MadePart(index, size, sha256, *lost)
+    return None
+
+
+def _object(text: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,155 @@
+"""What a mirror must be, held against what is there: every difference, by name.
+
+Nothing is downloaded for it: a Hub states size and sha256 of LFS files and the git blob id of regular ones,
+and the manifest knows all three of each. A file that is stored the other way than the manifest expects is
+compared by what both sides know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tensorport_hub.core import manifest
+from tensorport_hub.core.digest import SourceFile
+from tensorport_hub.core.manifest import FileEntry
+from tensorport_hub.core.mirror import Mirror
+from tensorport_hub.core.plan import Part, Plan
+from tensorport_hub.core.recipe import Recipe
+
+UNLISTED = frozenset({manifest.PATH, ".gitattributes"})
+"""Files of a mirror that its manifest does not list: itself, and what the Hub adds."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is not as it must be: what it is about (a file, a tensor), and what is wrong."""
+
+    what: str
+    message: str
+
+
+def check_files(mirror: Mirror, found: Sequence[SourceFile]) -> list[Fault]:
+    """Compare the manifest with a listing: sizes and digests, missing and unlisted files."""
+    there = {file.path: file for file in found}
+    faults = [
+        fault
+        for path, entry in sorted(mirror.files.items())
+        if (fault := check_file(entry, there.get(path))) is not None
+    ]
+    faults += [
+        Fault(path, "is there, but the manifest does not list it")
+        for path in sorted(there.keys() - mirror.files.keys() - UNLISTED)
+    ]
+    return faults
+
+
+def check_file(entry: FileEntry, found: SourceFile | None) -> Fault | None:
+    """Compare one file with what a listing says of it; None where nothing differs."""
+    if found is None:
+        return Fault(entry.path, "is missing")
+    if found.size != entry.size:
+        return Fault(entry.path, f"has the wrong size: expected {entry.size} bytes, got {found.size}")
+    if found.sha256 is not None and found.sha256 != entry.sha256:
+        return Fault(entry.path, f"has the wrong sha256: expected {entry.sha256}, got {found.sha256}")
+    if found.sha256 is None and found.git_oid is not None and found.git_oid != entry.git_oid:
+        return Fault(entry.path, f"has the wrong git id: expected {entry.git_oid}, got {found.git_oid}")
+    return None
+
+
+def check_totals(mirror: Mirror) -> list[Fault]:
+    """Compare the manifest's totals with its tensors."""
+    plan = mirror.plan
+    true = {
+        "tensors": len(plan.recipes),
+        "parameters": plan.parameters,
+        "bytes": plan.bytes_out,
+        "shards": len({part.shard for part in plan.parts}),
+    }
+    stated = mirror.text.get("totals")
+    return [
+        Fault(manifest.PATH, f"states the wrong total of {key}: expected {value}, got {stated.get(key)}")
+        for key, value in true.items()
+        if isinstance(stated, dict) and stated.get(key) != value
+    ]
+
+
+def check_sources(mirror: Mirror, found: Sequence[SourceFile]) -> list[Fault]:
+    """Compare what the manifest says of the source's files with what the source says itself."""
+    there = {file.path: file for file in found}
+    faults = []
+    for file in mirror.plan.files:
+        now, stated = there.get(file.path), mirror.digests[file.path]
+        if now is None:
+            faults.append(Fault(file.path, "of the source is missing"))
+        elif now.size != file.size:
+            faults.append(Fault(file.path, f"of the source: expected {file.size} bytes, got {now.size}"))
+        elif now.sha256 is not None and now.sha256 != stated:
+            faults.append(Fault(file.path, f"of the source: expected sha256 {stated}, got {now.sha256}"))
+    return faults
+
+
+def check_digests(mirror: Mirror, read: Mapping[str, str | None]) -> list[Fault]:
+    """Compare the digests of source files that were read whole with the manifest's."""
+    return [
+        Fault(path, f"of the source holds other bytes: expected sha256 {mirror.digests[path]}, got {sha256}")
+        for path, sha256 in sorted(read.items())
+        if sha256 is not None and mirror.digests[path] not in (None, sha256)
+    ]
+
+
+def check_state(mirror: Mirror, fresh: Plan) -> list[Fault]:
+    """Compare the commit (of a folder: the digest of its headers) with the manifest's."""
+    if fresh.commit == mirror.plan.commit:
+        return []
+    return [Fault("source", f"is at another state: expected {mirror.plan.commit}, got {fresh.commit}")]
+
+
+def check_plan(mirror: Mirror, fresh: Plan) -> list[Fault]:
+    """Compare the manifest with what the same version makes of the same source and options today."""
+    if fresh.version != mirror.plan.version:
+        return []
+    told = {recipe.name: _told(recipe, parts) for recipe, parts in _by_recipe(mirror.plan)}
+    true = {recipe.name: _told(recipe, parts) for recipe, parts in _by_recipe(fresh)}
+    faults = [
+        Fault(name, f"{key}: the manifest says {told[name][key]}, the source makes it {true[name][key]}")
+        for name in sorted(told.keys() & true.keys())
+        for key in true[name]
+        if told[name][key] != true[name][key]
+    ]
+    faults += [
+        Fault(name, "is in the manifest, but not in the source") for name in sorted(told.keys() - true)
+    ]
+    faults += [
+        Fault(name, "is in the source, but not in the manifest") for name in sorted(true.keys() - told)
+    ]
+    return faults
+
+
+def is_of(mirror: Mirror, plan: Plan) -> bool:
+    """Whether a mirror is what `plan` makes, by whatever version of this tool; never of a folder."""
+    return plan.repo is not None and (mirror.plan.repo, mirror.plan.commit, asdict(mirror.plan.options)) == (
+        plan.repo,
+        plan.commit,
+        asdict(plan.options),
+    )
+
+
+def _by_recipe(plan: Plan) -> Iterator[tuple[Recipe, list[Part]]]:
+    parts: dict[int, list[Part]] = {}
+    for part in plan.parts:
+        parts.setdefault(part.recipe, []).append(part)
+    for number, recipe in enumerate(plan.recipes):
+        yield recipe, parts.get(number, [])
+
+
+def _told(recipe: Recipe, parts: Sequence[Part]) -> Mapping[str, Any]:
+    decoder = recipe.decoder
+    return {
+        "dtype": recipe.dtype.name,
+        "shape": list(recipe.shape),
+        "decoder": {"scheme": decoder.scheme, **decoder.params},
+        "stored tensors": [(t.name, t.dtype.name, t.shape, t.file, t.start, t.stop) for t in decoder.inputs],
+        "files": [(part.path, part.size, part.rows) for part in parts],
+    }

@@ -1,0 +1,139 @@
+"""Where a mirror goes: what stands there now, and the sink and journal that change it.
+
+One class a kind of destination. Everything that can be refused is refused before anything is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from tensorport_hub.core import manifest, mirror, proof
+from tensorport_hub.core.digest import SourceFile
+from tensorport_hub.core.mirror import Mirror
+from tensorport_hub.core.plan import Plan
+from tensorport_hub.edge.local_sink import LocalSink, check_folder, listing
+from tensorport_hub.errors import TensorportError, UseError
+from tensorport_hub.ports import Journal, Published, Sink
+
+
+@dataclass(frozen=True)
+class Publication:
+    """How the result is published, and what becomes of an interrupted run's leavings.
+
+    Attributes:
+        private: visibility of a new repository; None: as the source's.
+        i_have_rights: a gated or private source may be published openly.
+        transfer: `auto`, `xet` or `lfs`.
+        message: of the commit; None: a sentence that names the source.
+        create_pr: leave an open pull request.
+        branch: publish there instead of on `main`.
+        restart: give up what an interrupted run left.
+        checkpoint_every: bytes that a crash may cost.
+        max_disk: bytes that may be staged.
+    """
+
+    private: bool | None
+    i_have_rights: bool
+    transfer: str
+    message: str | None
+    create_pr: bool
+    branch: str | None
+    restart: bool
+    checkpoint_every: int
+    max_disk: int
+
+    def __post_init__(self) -> None:
+        if self.transfer not in ("auto", "xet", "lfs"):
+            raise UseError(f"`{self.transfer}` is no transfer: expected one of `auto`, `xet`, `lfs`")
+        if self.create_pr and self.branch is not None:
+            raise UseError("`--pr` and `--branch` exclude each other: pull requests go to `main`")
+        if self.checkpoint_every < 1:
+            raise UseError("`--checkpoint-every` must be positive")
+
+    def title(self, plan: Plan) -> str:
+        """The first line of what the commit says."""
+        said = (self.message or "").strip()
+        return said or f"Mirror {plan.repo or 'a local checkpoint'} at {plan.commit[:12]}"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A destination that is written to.
+
+    Attributes:
+        published: an interrupted run had finished all but the publication, and that was done now.
+    """
+
+    sink: Sink
+    journal: Journal
+    published: tuple[Mirror, Published] | None = None
+
+
+class Destination(Protocol):
+    """A place that a mirror can be published to."""
+
+    name: str
+    exists: bool
+    private: bool | None
+    """Whether the result will be closed; None where that means nothing."""
+    streams: bool
+    """Whether bytes go out as they come, so that a writer buffers much but the disk holds nothing."""
+
+    def check(self, plan: Plan, paths: Sequence[str]) -> None:
+        """Refuse a plan that this place can't hold; `paths` are all files of the mirror."""
+
+    def checkpoints(self, plan: Plan) -> int | None:
+        """About how many checkpoints a run makes before it publishes; None: one commit does it all."""
+
+    def standing(self, plan: Plan) -> tuple[Mirror, Published] | None:
+        """What stands here, where it is what the plan makes: complete, and undamaged."""
+
+    def open(self, plan: Plan, key: str, *, writers: int) -> Opened:
+        """Begin, or continue what an interrupted run of the plan `key` left."""
+
+
+class FolderDestination:
+    """A folder of this machine."""
+
+    private: bool | None = None
+    streams = False
+
+    def __init__(self, path: Path, publication: Publication) -> None:
+        self._path, self._publication = path, publication
+        self.name = str(path)
+        self.exists = path.exists()
+        check_folder(path)
+        if publication.create_pr or publication.branch is not None:
+            raise UseError(f"`{path}` is a folder: it has no branches and no pull requests")
+
+    def check(self, plan: Plan, paths: Sequence[str]) -> None:
+        """A folder holds everything that the disk has room for."""
+
+    def checkpoints(self, plan: Plan) -> int | None:
+        return len(plan.parts)
+
+    def standing(self, plan: Plan) -> tuple[Mirror, Published] | None:
+        found = self._path / manifest.PATH
+        if not found.is_file():
+            return None
+        there = whole(found.read_bytes(), listing(self._path, hashed=False), plan)
+        if there is None or proof.check_files(there, listing(self._path, hashed=True)):
+            return None
+        return there, Published(self.name, None, None, changed=False)
+
+    def open(self, plan: Plan, key: str, *, writers: int) -> Opened:
+        parts = range(len(plan.parts))
+        sink = LocalSink(self._path, key=key, parts=parts, restart=self._publication.restart)
+        return Opened(sink, sink.journal)
+
+
+def whole(data: bytes, files: Sequence[SourceFile], plan: Plan) -> Mirror | None:
+    """The mirror that a manifest describes, where it is the plan's and a listing shows all of it."""
+    try:
+        there = mirror.read(data)
+    except TensorportError:
+        return None
+    return there if proof.is_of(there, plan) and not proof.check_files(there, files) else None

@@ -1,0 +1,287 @@
+"""Where a long run keeps what it has finished until everything is: a pull request, else a branch.
+
+Readers of `main` see nothing of it. The pull request's description carries the plan's key, by which the next
+run of the same plan finds it, on whatever machine; only one whose author and whose every commit is this
+account's own is continued. Folder `.tensorport/` on the ref holds the journal and says which run writes now;
+the last commit removes it, so a ref without it is complete. A run that begins claims the ref by a commit of
+its own: an earlier run that is still alive finds the ref moved at its next checkpoint, and stops.
+
+Where the account may not open pull requests, the ref is a branch `tensorport/<key>`, and publishing is one
+commit of pointers on the target.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tensorport_hub.core.plan import dumps
+from tensorport_hub.edge.hub_client import Forbidden
+from tensorport_hub.edge.hub_pulls import PullRequest, PullRequests
+from tensorport_hub.edge.hub_ref import KEPT, HubRef, moved
+from tensorport_hub.edge.retry import ATTEMPTS, pause, retried
+from tensorport_hub.errors import DestinationError, TensorportError
+from tensorport_hub.ports import Receipt, Warned
+
+FOLDER = ".tensorport/"
+_RUN = FOLDER + "run.json"
+_JOURNAL = FOLDER + "journal-{:05d}.jsonl"
+_JOURNALS = re.compile(re.escape(FOLDER) + r"journal-\d{5}\.jsonl")
+_KEY = re.compile(r"^Plan: `([0-9a-f]{64})`$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is wanted of a work ref.
+
+    Attributes:
+        key: names the plan: 64 hex digits.
+        title: of the pull request, and of the commit that publishes.
+        me: the account.
+        branch: publish there; None is `main`, by way of a pull request.
+    """
+
+    key: str
+    title: str
+    me: str
+    branch: str | None
+
+
+class Work:
+    """A ref that only runs of one plan write to, and the way from there to the target."""
+
+    def __init__(self, target: HubRef, ref: HubRef, request: Request, pulls: PullRequests | None) -> None:
+        self.target, self.ref, self._request, self._pulls = target, ref, request, pulls
+        self._run = {_RUN: dumps({"plan": request.key, "run": secrets.token_hex(8)})}
+
+    @property
+    def key(self) -> str:
+        """The plan that it belongs to."""
+        return self._request.key
+
+    @property
+    def num(self) -> int | None:
+        """The pull request's number; None for a branch."""
+        return int(self.ref.revision.rpartition("/")[2]) if self._pulls is not None else None
+
+    @property
+    def url(self) -> str | None:
+        """The pull request's page."""
+        return self._pulls.url(self.num) if self._pulls is not None and self.num is not None else None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether everything but the publication is done."""
+        return self.ref.commit != self.target.commit and not any(p.startswith(FOLDER) for p in self.ref.files)
+
+    def journals(self) -> list[bytes]:
+        """The journal's files, in order."""
+        return [self.ref.read(path) for path in sorted(filter(_JOURNALS.fullmatch, self.ref.files))]
+
+    def claim(self) -> None:
+        """From now on this run writes here, and no other."""
+        self.ref.apply(uploaded=[], small=self._run, deleted=[], message="Continue")
+
+    def checkpoint(self, receipts: list[Receipt], lines: bytes, message: str) -> None:
+        """Keep finished files and what the journal says of them.
+
+        Raises:
+            DestinationError: another run has claimed the ref, or the Hub refuses.
+        """
+        count = sum(1 for path in self.ref.files if _JOURNALS.fullmatch(path))
+        small = {**self._run, _JOURNAL.format(count + 1): lines}
+        try:
+            self.ref.apply(uploaded=receipts, small=small, deleted=[], message=message)
+        except DestinationError as error:
+            raise self._taken_over(error) from None
+
+    def complete(self, receipts: Sequence[Receipt], small: Mapping[str, bytes]) -> None:
+        """The last commit: the whole mirror, and nothing besides.
+
+        Raises:
+            DestinationError: as `checkpoint`.
+        """
+        try:
+            self.ref.replace(uploaded=receipts, small=small, message=self._request.title)
+        except DestinationError as error:
+            raise self._taken_over(error) from None
+
+    def _taken_over(self, error: DestinationError) -> DestinationError:
+        if not error.transient and not error.hint:
+            error.hint = "another run of the same plan may have taken over"
+        return error
+
+    def publish(self) -> str:
+        """Bring a complete ref to the target; the commit that readers see.
+
+        Raises:
+            DestinationError: the target moved meanwhile.
+        """
+        target, ref = self.target, self.ref
+        now = HubRef.of(target.client, target.repo_id, target.revision, target.report)
+        if now.commit != target.commit:
+            raise moved(now, target.commit)
+        if self._pulls is not None and self.num is not None:
+            try:
+                return self._merged(self._pulls.merge(self.num))
+            except Forbidden:
+                target.report(Warned("this token may not merge: a commit publishes instead"))
+        held = {path: content for path, content in ref.files.items() if path not in KEPT}
+        uploaded = [Receipt(path, size, sha256) for path, (size, sha256, _) in held.items() if sha256]
+        small = {path: ref.read(path) for path, (_, sha256, _) in held.items() if not sha256}
+        target.replace(uploaded=uploaded, small=small, message=self._request.title)
+        self.close("published by a commit")
+        return target.commit
+
+    def _merged(self, commit: str) -> str:
+        """A merge joins two trees: nothing that came between may be in what readers see."""
+        now = HubRef.of(self.target.client, self.target.repo_id, self.target.revision, self.target.report)
+        if now.commit == commit and now.files != self.ref.files:
+            raise moved(now, self.target.commit)
+        return commit
+
+    def offer(self) -> bool:
+        """Leave the complete pull request open for somebody to merge; False where it is open already."""
+        assert self._pulls is not None
+        assert self.num is not None
+        return self._pulls.set_status(self.num, "open")
+
+    def close(self, comment: str) -> None:
+        """Give it up, or tidy up behind a publication."""
+        ref = self.ref
+        if self._pulls is not None and self.num is not None:
+            self._pulls.set_status(self.num, "closed", comment)
+            return
+        for failures in range(1, ATTEMPTS + 1):
+            try:
+                ref.client.call(
+                    lambda api: api.delete_branch(ref.repo_id, branch=ref.revision),
+                    f"branch `{ref.revision}`",
+                )
+                return
+            except TensorportError as error:
+                if not error.transient or failures == ATTEMPTS:
+                    raise
+                pause(error, failures, ref.report)
+
+
+def open_work(target: HubRef, request: Request, *, restart: bool) -> Work:
+    """Find what an earlier run of the plan left, or begin; `restart` gives up what is found.
+
+    Raises:
+        DestinationError: the target moved since the earlier run began, or nothing may be written.
+    """
+    if request.branch is None:
+        try:
+            return _pull_request(target, request, restart=restart)
+        except Forbidden as error:
+            target.report(Warned(f"{error.message}: a branch is used instead"))
+    return _branch(target, request, restart=restart)
+
+
+def _pull_request(target: HubRef, request: Request, *, restart: bool) -> Work:
+    pulls = PullRequests(target.client, target.repo_id, target.report)
+    if restart:
+        for found in _carrying(pulls, request):
+            if found.author == request.me:
+                pulls.set_status(found.num, "closed", "given up by `--restart`")
+    own = _own(pulls, target, request, tell=True)
+    if not own:
+        own = _create(pulls, target, request)
+    for extra in own[1:]:
+        pulls.set_status(extra.num, "closed", f"#{own[0].num} is this plan's pull request")
+    ref = HubRef.of(target.client, target.repo_id, own[0].ref, target.report)
+    return Work(target, ref, request, pulls)
+
+
+def _create(pulls: PullRequests, target: HubRef, request: Request) -> list[PullRequest]:
+    """Open one, and look: another run may have begun at the same time, and an answer may be lost."""
+    for failures in range(1, ATTEMPTS + 1):
+        try:
+            pulls.create(request.title, _description(request))
+        except DestinationError as error:
+            if not error.transient or failures == ATTEMPTS:
+                raise
+            pause(error, failures, target.report)
+        own = _own(pulls, target, request, tell=False)
+        if own:
+            return own
+    raise DestinationError(f"a pull request on `{target.repo_id}` was opened, but is not listed")
+
+
+def _own(pulls: PullRequests, target: HubRef, request: Request, *, tell: bool) -> list[PullRequest]:
+    """This account's open pull requests of the plan; with `tell` those of others are named.
+
+    Raises:
+        DestinationError: one stands on another commit than the target's.
+    """
+    own = []
+    for found in _carrying(pulls, request):
+        authors = pulls.authors(found.ref, target.commit) if found.author == request.me else frozenset()
+        if authors is None:
+            raise DestinationError(
+                f"pull request #{found.num} of `{target.repo_id}` holds an interrupted run, but"
+                f" `{target.revision}` moved since to {target.commit}",
+                hint="`--restart` closes it and begins anew",
+            )
+        if found.author == request.me and authors <= {request.me}:
+            own.append(found)
+        elif tell:
+            who = ", ".join(f"`{name}`" for name in sorted({found.author, *authors} - {request.me}))
+            target.report(Warned(f"pull request #{found.num} carries this plan, but is by {who}: ignored"))
+    return own
+
+
+def _carrying(pulls: PullRequests, request: Request) -> list[PullRequest]:
+    """Open pull requests, by whomever, whose description carries the plan."""
+    found = []
+    for pull in pulls.open_ones():
+        carried = _KEY.search(pull.description)
+        if carried is not None and carried.group(1) == request.key:
+            found.append(pull)
+    return found
+
+
+def _description(request: Request) -> str:
+    return (
+        "tensorport-hub keeps here what it has finished, and merges when all is there. An interrupted run"
+        f" is continued by the same command.\n\nPlan: `{request.key}`\n"
+    )
+
+
+def _branch(target: HubRef, request: Request, *, restart: bool) -> Work:
+    client, repo_id, report = target.client, target.repo_id, target.report
+    name = f"tensorport/{request.key}"
+    refs = retried(
+        lambda: client.call(lambda api: api.list_repo_refs(repo_id), f"the branches of `{repo_id}`"), report
+    )
+    if any(branch.name == name for branch in refs.branches):
+        found = Work(target, HubRef.of(client, repo_id, name, report), request, None)
+        if not restart and _is_own(found, request):
+            return found
+        found.close("given up")
+    retried(
+        lambda: client.call(
+            lambda api: api.create_branch(repo_id, branch=name, revision=target.commit, exist_ok=True),
+            f"branch `{name}` of `{repo_id}`",
+        ),
+        report,
+    )
+    return Work(target, HubRef.of(client, repo_id, name, report), request, None)
+
+
+def _is_own(work: Work, request: Request) -> bool:
+    """Whether a branch that is there may be continued."""
+    ref, target = work.ref, work.target
+    authors = PullRequests(ref.client, ref.repo_id, ref.report).authors(ref.revision, target.commit)
+    if authors is None:
+        raise DestinationError(
+            f"branch `{ref.revision}` of `{ref.repo_id}` holds an interrupted run, but `{target.revision}`"
+            f" moved since to {target.commit}",
+            hint="`--restart` deletes it and begins anew",
+        )
+    if not authors <= {request.me}:
+        target.report(Warned(f"branch `{ref.revision}` holds commits of others: it is made anew"))
+    return authors <= {request.me}

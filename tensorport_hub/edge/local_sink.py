@@ -1,0 +1,258 @@
+"""A folder of this machine as a sink.
+
+Everything lies in a sibling folder `.NAME.tensorport` until the commit: the new folder `out`, the journal,
+and a lock. Each file is written to a temporary name, flushed to the disk and renamed, then entered in the
+journal; a run that was killed continues from it. The commit swaps `out` and the target in one step where the
+system can (Linux, macOS): readers see the old folder or the complete new one. A target that is a link is
+followed: the folder that it points to is replaced.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from tensorport_hub.core.digest import SourceFile
+from tensorport_hub.core.manifest import listed_files
+from tensorport_hub.edge.exchange import aside, exchange, locked, mend
+from tensorport_hub.edge.journal import JournalFile
+from tensorport_hub.errors import DestinationError
+from tensorport_hub.ports import Published, Receipt
+
+_BLOCK = 1 << 20
+_JOURNAL = "journal.jsonl"
+
+
+class LocalSink:
+    """A folder that becomes the mirror, and the journal of how far it is."""
+
+    def __init__(self, target: Path, *, key: str, parts: Collection[int], restart: bool = False) -> None:
+        """Stage for `target`.
+
+        Args:
+            key: names the plan.
+            parts: the part numbers that it has.
+            restart: give up what an interrupted run of whatever plan left.
+
+        Raises:
+            DestinationError: the target holds something else, another run writes to it, another plan's
+                interrupted run is kept there, or the disk refuses.
+        """
+        target = Path(os.path.realpath(target)) if target.is_symlink() else target
+        self._target = target
+        self._work = target.parent / f".{target.name}.tensorport"
+        self._out = self._work / "out"
+        self._small: dict[str, Receipt] = {}
+        self._keep = True
+        try:
+            self._work.mkdir(parents=True, exist_ok=True)
+            lock = locked(self._work / "lock")
+        except OSError as error:
+            raise DestinationError(f"`{target.parent}` can't be written: {error.strerror}") from None
+        if lock is None:
+            raise DestinationError(
+                f"another run writes to `{target}`", hint="wait for it, or choose another folder"
+            )
+        self._lock = lock
+        try:
+            mend(self._out, target)
+            check_folder(target)
+            if restart:
+                self._clear()
+            self.journal = JournalFile(self._work / _JOURNAL, key=key, parts=parts)
+            self._out.mkdir(exist_ok=True)
+        except BaseException as error:
+            if not (self._work / _JOURNAL).exists():
+                shutil.rmtree(self._work, ignore_errors=True)
+            self._lock.close()
+            if isinstance(error, OSError):
+                raise DestinationError(f"`{self._work}` can't be written: {error.strerror}") from None
+            raise
+
+    def _clear(self) -> None:
+        """Remove everything but the lock, the journal first."""
+        (self._work / _JOURNAL).unlink(missing_ok=True)
+        for folder in (self._out, aside(self._out)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def open(self, path: str, size: int) -> LocalWriter:
+        return LocalWriter(self._out, path, size)
+
+    def has(self, receipt: Receipt) -> bool:
+        """Whether the staged file is there, byte for byte: it is hashed."""
+        path = self._out / receipt.path
+        try:
+            same = not path.is_symlink() and path.stat().st_size == receipt.size
+            return same and _sha256(path) == receipt.sha256
+        except OSError:
+            return False
+
+    def put(self, path: str, content: bytes) -> Receipt:
+        writer = self.open(path, len(content))
+        try:
+            writer.write(memoryview(content))
+            self._small[path] = writer.finish()
+        finally:
+            writer.abort()
+        return self._small[path]
+
+    def commit(self, receipts: Sequence[Receipt]) -> Published:
+        target = self._target
+        check_folder(target)  # again: somebody may have put a file there meanwhile
+        self._settle([*receipts, *self._small.values()])
+        try:
+            for folder, _, _ in os.walk(self._out):
+                _flush_folder(Path(folder))
+            if target.exists():
+                exchange(self._out, target)
+            else:
+                os.rename(self._out, target)
+            _flush_folder(target.parent)
+        except OSError as error:
+            raise DestinationError(
+                f"`{target}` can't take the finished mirror: {error.strerror}",
+                hint="choose a folder whose parent can be written, and which is no mount point",
+            ) from None
+        self._keep = False
+        return Published(str(target), None, None, changed=True)
+
+    def _settle(self, receipts: Sequence[Receipt]) -> None:
+        """Nothing but what is committed lies in the new folder, and all of it."""
+        for receipt in receipts:
+            path = self._out / receipt.path
+            if not path.is_file() or path.stat().st_size != receipt.size:
+                raise DestinationError(
+                    f"staging folder `{self._out}` lost `{receipt.path}`",
+                    hint="does another program clean up there?",
+                )
+        wanted = {receipt.path for receipt in receipts}
+        for path in sorted(self._out.rglob("*"), reverse=True):
+            if not path.is_dir() and path.relative_to(self._out).as_posix() not in wanted:
+                path.unlink()
+            elif path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+
+    def discard(self) -> None:
+        self._keep = False
+
+    def close(self) -> None:
+        """Keep the work folder where a part is finished in it; else leave nothing behind."""
+        self.journal.close()
+        if not self._keep or not self.journal.parts:
+            with suppress(OSError):
+                self._clear()
+            shutil.rmtree(self._work, ignore_errors=True)
+        self._lock.close()
+
+
+class LocalWriter:
+    """One file in the staging folder."""
+
+    def __init__(self, root: Path, path: str, size: int) -> None:
+        self._path, self._size = path, size
+        self._final = root / path
+        self._part = self._final.with_name(self._final.name + ".partial")
+        self._sha256 = hashlib.sha256()
+        self._written = 0
+        try:
+            self._final.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(self._part, "wb", buffering=0)  # noqa: SIM115 (closed by finish or abort)
+        except OSError as error:
+            raise _refused(path, error) from None
+
+    def write(self, block: memoryview) -> None:
+        try:
+            done = 0
+            while done < block.nbytes:
+                done += self._file.write(block[done:])
+        except OSError as error:
+            raise _refused(self._path, error) from None
+        self._sha256.update(block)
+        self._written += block.nbytes
+
+    def finish(self) -> Receipt:
+        if self._written != self._size:
+            self.abort()
+            raise DestinationError(
+                f"`{self._path}` has the wrong length: expected {self._size} bytes, got {self._written}"
+            )
+        try:
+            os.fsync(self._file.fileno())
+            self._file.close()
+            os.replace(self._part, self._final)
+        except OSError as error:
+            raise _refused(self._path, error) from None
+        return Receipt(self._path, self._size, self._sha256.hexdigest())
+
+    def abort(self) -> None:
+        with suppress(OSError):
+            self._file.close()
+        with suppress(OSError):
+            self._part.unlink()
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb", buffering=0) as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def listing(folder: Path, *, hashed: bool) -> list[SourceFile]:
+    """All files below a folder, by path; `hashed`: with their sha256."""
+    return [
+        SourceFile(
+            path.relative_to(folder).as_posix(), path.stat().st_size, _sha256(path) if hashed else None
+        )
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    ]
+
+
+def _refused(path: str, error: OSError) -> DestinationError:
+    return DestinationError(f"`{path}` can't be written: {error.strerror}")
+
+
+def check_folder(target: Path) -> None:
+    """Only an empty folder, or a mirror of ours with nothing else in it, may be replaced."""
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise DestinationError(f"destination `{target}` exists and is no folder")
+    found = {path.relative_to(target).as_posix() for path in target.rglob("*") if _is_entry(path)}
+    if not found:
+        return
+    manifest = target / "manifest.json"
+    listed = listed_files(manifest.read_bytes()) if manifest.is_file() else None
+    if listed is None:
+        raise DestinationError(
+            f"destination `{target}` is not empty and holds no mirror of ours", hint="choose an empty folder"
+        )
+    strangers = sorted(found - listed - {"manifest.json"})
+    if strangers:
+        raise DestinationError(
+            f"destination `{target}` holds {len(strangers)} files that its manifest does not list,"
+            f" the first is `{strangers[0]}`",
+            hint="they would be lost: move them away first",
+        )
+
+
+def _is_entry(path: Path) -> bool:
+    """Whether something would be lost with it: anything but a folder; a link to one is an entry too."""
+    return path.is_symlink() or not path.is_dir()
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make renames in `folder` durable, where the platform can."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

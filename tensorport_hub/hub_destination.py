@@ -1,0 +1,229 @@
+"""A repository on the Hub as a destination: what it holds, what may be done with it, and how it is opened."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+from tensorport_hub.core import manifest
+from tensorport_hub.core.mirror import Mirror
+from tensorport_hub.core.plan import Plan
+from tensorport_hub.destination import Opened, Publication, whole
+from tensorport_hub.edge.http import Http
+from tensorport_hub.edge.hub_client import HubClient, RepoState
+from tensorport_hub.edge.hub_journal import COMMIT_FILES, HubJournal
+from tensorport_hub.edge.hub_lfs import LfsSession
+from tensorport_hub.edge.hub_ref import KEPT, HubRef
+from tensorport_hub.edge.hub_sink import HubSink
+from tensorport_hub.edge.hub_work import Request, open_work
+from tensorport_hub.edge.hub_xet import XetSession
+from tensorport_hub.edge.journal import Unkept
+from tensorport_hub.edge.retry import retried
+from tensorport_hub.errors import DestinationError, LimitError, gather
+from tensorport_hub.ports import Published, Report, Warned
+
+FOLDER_ENTRIES = 10_000
+"""Entries that a folder on the Hub may have."""
+
+_MANY_FILES = 100_000
+_LARGEST_FILE = 500_000_000_000
+_PATIENCE = 6
+"""An upload's answer may take so many times as long as a read: the other side checks what it got first."""
+
+
+class HubDestination:
+    """A model repository on the Hub.
+
+    Raises:
+        DestinationError: it holds something that we did not make, or something closed would be opened.
+    """
+
+    def __init__(
+        self,
+        client: HubClient,
+        repo_id: str,
+        publication: Publication,
+        *,
+        source: str,
+        closed: bool,
+        read_seconds: float,
+        report: Report,
+    ) -> None:
+        self._client, self._publication, self._report = client, publication, report
+        self._read_seconds = read_seconds
+        self._paths: Sequence[str] = ()
+        self._manifests: dict[str, bytes] = {}
+        self.name = repo_id
+        self.streams = publication.transfer != "lfs"
+        self._there = self._look()
+        self.exists = self._there is not None
+        self._wanted = closed if publication.private is None else publication.private
+        self.private: bool | None = self._there.private if self._there is not None else self._wanted
+        if closed and not self.private and not publication.i_have_rights:
+            raise DestinationError(
+                f"`{source}` is gated or private, `{repo_id}` would be open",
+                hint="`--private` keeps it closed; `--i-have-rights` if you may publish it",
+            )
+
+    def _look(self) -> RepoState | None:
+        """The state of the branch that readers see; None where there is no repository."""
+        client, report = self._client, self._report
+        state = retried(lambda: client.find_repo(self.name), report)
+        branch = self._publication.branch
+        if state is not None and branch is not None and branch in self._branches():
+            state = retried(lambda: client.repo_state(self.name, branch, DestinationError), report)
+        if state is not None:
+            self._refuse_strangers(state)
+        return state
+
+    def _branches(self) -> list[str]:
+        refs = retried(
+            lambda: self._client.call(
+                lambda api: api.list_repo_refs(self.name), f"the branches of `{self.name}`"
+            ),
+            self._report,
+        )
+        return [ref.name for ref in refs.branches]
+
+    def _refuse_strangers(self, state: RepoState) -> None:
+        paths = {file.path for file in state.files}
+        if paths <= KEPT or (manifest.PATH in paths and manifest.is_mirror(self._manifest(state))):
+            return
+        raise DestinationError(
+            f"`{self.name}` exists and is no mirror of ours: it holds {len(paths)} files",
+            hint="choose another name, or delete that repository first",
+        )
+
+    def _manifest(self, state: RepoState) -> bytes:
+        if state.commit not in self._manifests:
+            self._manifests[state.commit] = self._read_manifest(state)
+        return self._manifests[state.commit]
+
+    def _read_manifest(self, state: RepoState) -> bytes:
+        return retried(lambda: self._client.read_file(self.name, manifest.PATH, state.commit), self._report)
+
+    def check(self, plan: Plan, paths: Sequence[str]) -> None:
+        self._paths = paths
+        problems = []
+        entries = Counter(path.rpartition("/")[0] for path in paths)
+        entries[""] += len({path.split("/")[0] for path in paths if "/" in path})
+        for folder, count in entries.items():
+            if count > FOLDER_ENTRIES:
+                problems.append(
+                    f"folder `{folder or '/'}` would hold {count} entries: expected at most {FOLDER_ENTRIES}"
+                )
+        largest = max(plan.parts, key=lambda part: part.size, default=None)
+        if largest is not None and largest.size > _LARGEST_FILE:
+            problems.append(f"`{largest.path}` has {largest.size} bytes: expected at most {_LARGEST_FILE}")
+        staged = largest is not None and largest.size > self._publication.max_disk
+        if self._publication.transfer == "lfs" and staged and largest is not None:
+            problems.append(
+                f"the largest part does not fit the staging space: expected at most"
+                f" {self._publication.max_disk} bytes, got {largest.size}"
+            )
+        if problems:
+            raise gather(LimitError, problems, hint="raise `--max-disk`, or change `--shard-size`")
+        if len(paths) > _MANY_FILES:
+            self._report(
+                Warned(f"the mirror has {len(paths):,} files; the Hub recommends at most {_MANY_FILES:,}")
+            )
+
+    def checkpoints(self, plan: Plan) -> int | None:
+        there = {file.path for file in self._there.files} if self._there is not None else set()
+        files = len(there | set(self._paths))
+        every = self._publication.checkpoint_every
+        if files <= COMMIT_FILES and plan.bytes_out < every:
+            return None
+        return max(plan.bytes_out // every, files // COMMIT_FILES)
+
+    def standing(self, plan: Plan) -> tuple[Mirror, Published] | None:
+        state = self._there
+        if state is None or manifest.PATH not in {file.path for file in state.files}:
+            return None
+        there = whole(self._manifest(state), state.files, plan)
+        if there is None:
+            return None
+        page = self._client.page(self.name, state.commit)
+        return there, Published(self.name, state.commit, page, changed=False)
+
+    def open(self, plan: Plan, key: str, *, writers: int) -> Opened:
+        publication, report = self._publication, self._report
+        target = self._target()
+        work = None
+        if publication.create_pr or self.checkpoints(plan) is not None:
+            me = retried(self._client.whoami, report)
+            request = Request(key, publication.title(plan), me, publication.branch)
+            work = open_work(target, request, restart=publication.restart)
+        with ExitStack() as undo:
+            http = Http(read_seconds=_PATIENCE * self._read_seconds)
+            undo.callback(http.close)
+            transport = self._transport(http)
+            undo.callback(transport.close)
+            self.streams = isinstance(transport, XetSession)
+            journal: HubJournal | Unkept = Unkept()
+            if work is not None and not work.is_complete:
+                work.claim()
+                paths = {part.index: part.path for part in plan.parts}
+                journal = HubJournal(work, parts=paths, every=publication.checkpoint_every, report=report)
+            sink = HubSink(
+                self._client,
+                http,
+                target,
+                work,
+                transport=transport,
+                journal=journal,
+                writers=writers,
+                message=publication.title(plan),
+                offer=publication.create_pr,
+                report=report,
+            )
+            opened = Opened(sink, journal, self._finish(sink, plan))
+            undo.pop_all()
+        return opened
+
+    def _target(self) -> HubRef:
+        """The branch that readers see; the repository and it are made where they are missing."""
+        client, branch = self._client, self._publication.branch
+        if self._look() is None:
+            retried(lambda: client.create_repo(self.name, private=self._wanted), self._report)
+        if branch is not None and branch not in self._branches():
+            retried(
+                lambda: client.call(
+                    lambda api: api.create_branch(self.name, branch=branch, exist_ok=True),
+                    f"branch `{branch}` of `{self.name}`",
+                ),
+                self._report,
+            )
+        return HubRef.of(client, self.name, branch or "main", self._report)
+
+    def _transport(self, http: Http) -> XetSession | LfsSession:
+        """How bytes get to the Hub.
+
+        Raises:
+            DestinationError: what was asked for is not to be had.
+        """
+        client, wanted = self._client, self._publication.transfer
+        disabled = os.environ.get("HF_HUB_DISABLE_XET", "").upper() in ("1", "TRUE", "YES", "ON")
+        if wanted == "xet" or (wanted == "auto" and not disabled):
+            session = retried(lambda: XetSession.offered(client, http, self.name), self._report)
+            if session is not None:
+                return session
+        if wanted == "xet":
+            raise DestinationError(f"`{self.name}` offers no Xet storage", hint="use `--transfer lfs`")
+        return LfsSession(client, http, self.name, max_disk=self._publication.max_disk, report=self._report)
+
+    def _finish(self, sink: HubSink, plan: Plan) -> tuple[Mirror, Published] | None:
+        """Publish what an interrupted run had completed."""
+        left = sink.left_complete()
+        if left is None:
+            return None
+        state, data = left
+        there = whole(data, state, plan)
+        if there is None:
+            raise DestinationError(
+                f"what an interrupted run left on `{self.name}` is complete, but not what this plan makes",
+                hint="`--restart` gives it up and begins anew",
+            )
+        return there, sink.publish()

@@ -1,0 +1,230 @@
+"""Manifests read back: the plan that they were made by, or an error for whatever contradicts itself."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tensorport_hub.core import manifest, mirror
+from tensorport_hub.core.filenames import is_inside
+from tensorport_hub.core.plan import Plan, dumps
+from tensorport_hub.errors import VerificationError
+from tests.engine.models import experts, plain, plan_of, stored, write_in_order
+from tests.fakes import MemorySource
+
+SHA = "0123456789abcdef" * 4
+
+
+def plan(**options: Any) -> Plan:
+    """Two files, a split tensor, one that decodes, a 0-d and an empty one."""
+    files = {
+        "a.safetensors": write_in_order([plain("w", "F32", (9, 40)), plain("scalar", "F16", ())]),
+        "b.safetensors": write_in_order([*stored([experts("e", (4, 3, 2))]), plain("none", "I64", (0, 3))]),
+    }
+    return plan_of(MemorySource(files), shard_size=600, **options)
+
+
+PLAN = plan()
+
+
+def made(of: Plan = PLAN) -> bytes:
+    """Its manifest."""
+    weights = [manifest.weight_entry(part.path, part.size, f"{part.index:064x}") for part in of.parts]
+    small = [manifest.small_entry("config.json", b"{}\n", SHA)]
+    digests = {file.path: SHA for file in of.files}
+    return manifest.build(of, weights=weights, small=small, digests=digests, losses={}, original_config=None)
+
+
+GOOD = json.loads(made())
+
+
+@pytest.mark.parametrize("options", [{}, {"precision": "bfloat16"}, {"include": ("w", "e*")}])
+def test_the_plan_comes_back(options: dict[str, Any]) -> None:
+    """Recipes, parts, options, commit and version are those of the plan that made the manifest."""
+    wanted = plan(**options)
+    found = mirror.read(made(wanted)).plan
+    assert {r.name: (r.decoder, r.dtype) for r in found.recipes} == {
+        r.name: (r.decoder, r.dtype) for r in wanted.recipes
+    }
+    assert {part.path: replace(part, recipe=0, index=0) for part in found.parts} == {
+        part.path: replace(part, recipe=0, index=0) for part in wanted.parts
+    }
+    assert [part.index for part in found.parts] == list(range(len(wanted.parts)))
+    for key in ("repo", "commit", "options", "version", "skipped"):
+        assert getattr(found, key) == getattr(wanted, key), key
+
+
+def test_files_come_back() -> None:
+    """Every listed file, and the digest of each part's."""
+    found = mirror.read(made())
+    assert found.files.keys() == {*(part.path for part in PLAN.parts), "config.json"}
+    assert [entry.path for entry in found.weights] == [part.path for part in found.plan.parts]
+    assert found.digests == {file.path: file.sha256 for file in PLAN.files}
+
+
+def _edit(change: Callable[[dict[str, Any]], object]) -> bytes:
+    value = copy.deepcopy(GOOD)
+    change(value)
+    return dumps(value)
+
+
+def _set(*path: Any) -> Callable[[dict[str, Any]], None]:
+    """Set what all keys but the last lead to, to the last."""
+    *way, key, new = path
+
+    def change(value: Any) -> None:
+        for step in way:
+            value = value[step]
+        value[key] = new
+
+    return change
+
+
+WRONG: dict[str, Callable[[dict[str, Any]], object]] = {
+    "path leads out": _set("files", 0, "path", "../x"),
+    "path is absolute": _set("files", 0, "path", "/etc/passwd"),
+    "path has a drive": _set("files", 0, "path", "c:/x"),
+    "path has a backslash": _set("files", 0, "path", "a\\..\\x"),
+    "path has a NUL": _set("files", 0, "path", "a\0b"),
+    "path is empty": _set("files", 0, "path", ""),
+    "path has an empty piece": _set("files", 0, "path", "a//b"),
+    "path is the manifest": _set("files", 0, "path", "manifest.json"),
+    "file is listed twice": lambda v: v["files"].append(v["files"][0]),
+    "file is listed in another case": lambda v: v["files"].append(
+        {**v["files"][0], "path": v["files"][0]["path"].upper()}
+    ),
+    "size is negative": _set("files", 0, "size", -1),
+    "size is huge": _set("files", 0, "size", 1 << 63),
+    "size is a bool": _set("files", 0, "size", True),
+    "size is a float": _set("files", 0, "size", 1.0),
+    "sha256 is short": _set("files", 0, "sha256", "ab"),
+    "sha256 is upper case": _set("files", 0, "sha256", SHA.upper()),
+    "git_oid is missing": lambda v: v["files"][0].pop("git_oid"),
+    "stored file is not listed": _set("tensors", "w", "stored", 0, "file", "x.npy"),
+    "stored digest is another": _set("tensors", "w", "stored", 0, "sha256", SHA),
+    "rows overlap": _set("tensors", "w", "stored", 0, "rows", [0, 8]),
+    "rows leave a hole": lambda v: v["tensors"]["w"]["stored"].pop(0),
+    "rows are too few": lambda v: v["tensors"]["e"]["stored"].pop(),
+    "rows are three": _set("tensors", "w", "stored", 0, "rows", [0, 1, 2]),
+    "shape is another": _set("tensors", "w", "shape", [40, 9]),
+    "shape is no list": _set("tensors", "w", "shape", 360),
+    "dtype is unknown": _set("tensors", "w", "dtype", "F33"),
+    "dtype has another size": _set("tensors", "w", "dtype", "F64"),
+    "scheme is unknown": _set("tensors", "w", "decoder", "scheme", "magic"),
+    "scheme is a list": _set("tensors", "w", "decoder", "scheme", ["plain"]),
+    "scheme needs more tensors": _set("tensors", "w", "decoder", "scheme", "mxfp4"),
+    "decoder has a strange parameter": _set("tensors", "w", "decoder", "level", 9),
+    "inputs are missing": _set("tensors", "w", "from", []),
+    "source file is unknown": _set("tensors", "w", "from", 0, "file", 9),
+    "range ends past the file": _set("tensors", "w", "from", 0, "stop", 1 << 40),
+    "range is reversed": _set("tensors", "w", "from", 0, "start", 1 << 20),
+    "range has another length": _set("tensors", "w", "from", 0, "shape", [9, 41]),
+    "source file twice": lambda v: v["source"]["files"].append(v["source"]["files"][0]),
+    "source is verified somehow": _set("source", "files", 0, "verified", "surely"),
+    "options lack one": lambda v: v["options"].pop("precision"),
+    "options have another": _set("options", "quality", "high"),
+    "option has a wrong type": _set("options", "shard_size", "1GB"),
+    "tensors are a list": _set("tensors", []),
+    "tensor is a list": _set("tensors", "w", []),
+    "source is missing": lambda v: v.pop("source"),
+    "generator is missing": lambda v: v.pop("generator"),
+    "skipped is no text": _set("skipped", {"x": 1}),
+    "another version": _set("schema", "tensorport.manifest/2"),
+}
+
+
+@pytest.mark.parametrize("change", WRONG.values(), ids=WRONG.keys())
+def test_contradictions_are_refused(change: Callable[[dict[str, Any]], object]) -> None:
+    """Whatever is not consistent is exit 6, and the message names the manifest."""
+    with pytest.raises(VerificationError, match=r"manifest\.json") as caught:
+        mirror.read(_edit(change))
+    assert caught.value.exit_code == 6
+    assert len(caught.value.message) < 600
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"\xff\xfe",
+        b"[" * 200_000,
+        b'{"a":' * 100_000,
+        b'{"schema":"tensorport.manifest/1","schema":"tensorport.manifest/1"}',
+        b'{"schema":' + b"9" * 10_000 + b"}",
+    ],
+)
+def test_what_is_no_manifest_is_refused(data: bytes) -> None:
+    """Broken, deep, doubled: exit 6, at once."""
+    with pytest.raises(VerificationError):
+        mirror.read(data)
+
+
+def _nodes(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    yield path
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _nodes(inner, (*path, key))
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from _nodes(inner, (*path, index))
+
+
+NODES = [path for path in _nodes(GOOD) if path]
+JSON = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(),
+        st.floats(allow_nan=False),
+        st.text(max_size=20),
+        st.sampled_from(["F32", "plain", "gptq", "bnb4", "packed_int", "hqq", "../x", "w", SHA]),
+    ),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=600, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(NODES), st.one_of(st.just(...), JSON)), min_size=1, max_size=3))
+def test_any_change_is_a_mirror_or_an_error(changes: list[tuple[tuple[Any, ...], Any]]) -> None:
+    """Values replaced or removed anywhere: a consistent mirror, or a `VerificationError`; nothing else."""
+    value = copy.deepcopy(GOOD)
+    for path, new in changes:
+        at: Any = value
+        try:
+            for step in path[:-1]:
+                at = at[step]
+            if new is ...:
+                del at[path[-1]]
+            else:
+                at[path[-1]] = new
+        except (KeyError, IndexError, TypeError):
+            continue
+    try:
+        found = mirror.read(json.dumps(value).encode())
+    except VerificationError:
+        return
+    assert all(is_inside(path) for path in found.files)
+    assert all(entry == found.files[entry.path] for entry in found.weights)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(sorted(mirror.SCHEMES)), st.dictionaries(st.text(max_size=10), JSON, max_size=4))
+def test_any_decoder_is_bound_or_refused(scheme: str, params: dict[str, Any]) -> None:
+    """Whatever parameters a manifest gives a layout: a decoder, or a `VerificationError`."""
+    value = copy.deepcopy(GOOD)
+    value["tensors"]["e"]["decoder"] = {**params, "scheme": scheme}
+    try:
+        mirror.read(json.dumps(value).encode())
+    except VerificationError:
+        return
