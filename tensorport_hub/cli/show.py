@@ -74,7 +74,10 @@ def plan_text(result: PlanResult) -> str:
             f"{result.destination} ({'exists' if result.exists else 'new'}{_visibility(result)})",
         ),
         ("reads", f"{format_size(result.bytes_in)} from {result.files_in} files"),
-        ("read twice", f"{format_size(result.bytes_again)} ({share:.1f} %), forced by the order of tensors"),
+        (
+            "read again",
+            f"{format_size(result.bytes_again)} ({share:.1f} %), forced by order or by the memory cap",
+        ),
         ("writes", f"{format_size(result.bytes_out)} in {result.parts:,} files, {result.shards} shards"),
         ("tensors", f"{result.tensors:,} with {result.parameters:,} parameters"),
         ("publishes", _publication(result)),

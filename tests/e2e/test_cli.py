@@ -56,7 +56,7 @@ def test_plan_and_inspect_speak(hub: DevHub, gptoss: Path, capsys: pytest.Captur
     assert run("plan", "openai/tiny", "me/tiny") == 0
     said = capsys.readouterr().out
     assert "58,372 parameters" in said
-    assert "read twice" in said
+    assert "read again" in said
     assert run("plan", "openai/tiny", "me/tiny", "--json") == 0
     planned = json.loads(capsys.readouterr().out)
     assert planned["parameters"] == 58_372
