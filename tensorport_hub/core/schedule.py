@@ -32,6 +32,7 @@ class _Uses:
     apart: list[Part] = field(default_factory=list)
     together: list[tuple[Part, ...]] = field(default_factory=list)
     pulled: list[tuple[str, Strip]] = field(default_factory=list)
+    proved: list[tuple[int, int, Strip]] = field(default_factory=list)
 
 
 class Schedule:
@@ -95,6 +96,7 @@ class Schedule:
                     here.fed.append(Use(part, number, *primary.region, 1, tuple(companions), held=True))
                 else:
                     here.pulled += [(file, strip) for _, file, strip in needs]
+                    here.proved += [(part.index, number, strip) for i, _, strip in needs if i == 0]
         return tiles
 
     def _use_indexed(self, parts: Sequence[Part], here: _Uses) -> None:
@@ -126,6 +128,7 @@ class Schedule:
             tuple(uses.together),
             kept,
             (*uses.pulled, *walker.pulled),
+            tuple(sorted(uses.proved, key=lambda one: one[2].start)),
         )
 
     def bytes_read(self) -> int:

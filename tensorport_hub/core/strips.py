@@ -92,26 +92,39 @@ def strip(origin: int, pitch: int, rows: int, first: int, last: int) -> Strip:
     return Strip(origin, pitch, rows, first, last)
 
 
-def gather(wanted: Strip, into: Bytes, data: Bytes, at: int) -> None:
-    """Copy into `into` [nbytes], in its place, what `data`, the bytes from `at` on, holds of a strip."""
+def within(wanted: Strip, data: Bytes, at: int) -> Iterator[tuple[int, Bytes]]:
+    """What `data`, the bytes from `at` on, holds of a strip, in order: views [n], or [rows, width].
+
+    Yields:
+        Each with its place in the strip as it is held.
+    """
     start, width, pitch, end = wanted.start, wanted.width, wanted.pitch, at + data.size
     if wanted.rows == 1:
         first, last = max(at, start), min(end, wanted.stop)
         if first < last:
-            into[first - start : last - start] = data[first - at : last - at]
+            yield first - start, data[first - at : last - at]
         return
-    rows = into.reshape(wanted.rows, width)
     touched = max(0, (at - start - width) // pitch + 1)  # the first row that ends after `at`
     until = max(touched, min(wanted.rows, -(-(end - start) // pitch)))
     whole = min(until, max(touched, -(-(at - start) // pitch)))
     after = max(whole, min(until, (end - start - width) // pitch + 1))
-    if whole < after:
-        view = data[start + whole * pitch - at :]
-        rows[whole:after] = as_strided(view, (after - whole, width), (pitch, 1), writeable=False)
-    for row in (*range(touched, whole), *range(after, until)):
+
+    def row_in(row: int) -> tuple[int, Bytes]:
         begin = start + row * pitch
         first, last = max(at, begin), min(end, begin + width)
-        rows[row, first - begin : last - begin] = data[first - at : last - at]
+        return row * width + first - begin, data[first - at : last - at]
+
+    yield from map(row_in, range(touched, whole))
+    if whole < after:
+        view = data[start + whole * pitch - at :]
+        yield whole * width, as_strided(view, (after - whole, width), (pitch, 1), writeable=False)
+    yield from map(row_in, range(after, until))
+
+
+def gather(wanted: Strip, into: Bytes, data: Bytes, at: int) -> None:
+    """Copy into `into` [nbytes], in its place, what `data`, the bytes from `at` on, holds of a strip."""
+    for place, view in within(wanted, data, at):
+        into[place : place + view.size].reshape(view.shape)[...] = view
 
 
 def cut(held: Strip, data: Bytes, wanted: Strip) -> Bytes:

@@ -97,6 +97,7 @@ class Walk:
         together: held parts that are fed the same rows, and take their room at once.
         kept: bytes of companions that may be held at once.
         pulled: what parts read themselves, and from which file.
+        proved: of it, what passes in this file too: index of the part, number of its tile, and its primary.
     """
 
     file: WeightFile
@@ -107,6 +108,7 @@ class Walk:
     together: tuple[tuple[Part, ...], ...]
     kept: int
     pulled: tuple[tuple[str, Strip], ...]
+    proved: tuple[tuple[int, int, Strip], ...]
 
     @property
     def beside(self) -> Iterator[tuple[str, Strip]]:

@@ -3,12 +3,13 @@
 Its *hash frontier* is the block it is at: every byte before it has been hashed, in order, exactly once.
 Fetches run a few blocks ahead, in order, on threads of the lane's own; blocks come from a pool of fixed size,
 so a lane that runs ahead of the writers waits. Companions that are read early are kept until the walk reaches
-them, and are then copied instead of fetched.
+them, and are then copied instead of fetched. Of what held parts will read again, the lane notes a CRC-32.
 """
 
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,7 +19,7 @@ import numpy as np
 from tensorport_hub.core.decode.decoder import Bytes
 from tensorport_hub.core.plan import Part
 from tensorport_hub.core.ranges import Range, holes
-from tensorport_hub.core.strips import contiguous, cut, gather
+from tensorport_hub.core.strips import Strip, contiguous, cut, gather, within
 from tensorport_hub.core.walk import Block, Companion, Piece, Walk
 from tensorport_hub.engine.blocks import BlockPool, SharedBlock, StopFlag, Stopped
 from tensorport_hub.engine.budget import Allotment
@@ -44,17 +45,21 @@ class Lane:
         reader: Reader,
         make: Make,
         start: Start,
+        proofs: dict[tuple[int, int], int],
         allotment: Allotment,
         stop: StopFlag,
         report: Report,
     ) -> None:
         self._walk, self._source, self._reader, self._make, self._start = walk, source, reader, make, start
+        self._proofs = proofs
         self._allotment, self._stop, self._report = allotment, stop, report
         self._pool = BlockPool(allotment.buffers, allotment.block, stop)
         self._together = {part.index: parts for parts in walk.together for part in parts}
         self._runs: dict[int, PartRun] = {}
         self._ahead: dict[Range, Future[Bytes]] = {}
         self._retained: dict[Range, Bytes] = {}
+        self._to_prove = deque(walk.proved if walk.whole else ())
+        self._proving: dict[tuple[int, int], tuple[Strip, int]] = {}  # with the CRC-32 so far
         self._sha256 = hashlib.sha256()
         self._git = hashlib.sha1(b"blob %d\0" % walk.file.size, usedforsecurity=False)
 
@@ -130,6 +135,7 @@ class Lane:
             fetch.result()
             if self._walk.whole:
                 self._hash(shared.data)
+            self._prove(block, shared.data)
             self._retain(block, shared.data)
             for piece in block.pieces:
                 run = self._run_of(piece)
@@ -158,6 +164,19 @@ class Lane:
         self._sha256.update(data.data)
         if self._walk.file.sha256 is None and self._walk.file.git_oid is not None:
             self._git.update(data.data)
+
+    def _prove(self, block: Block, data: Bytes) -> None:
+        """Note the CRC-32 of what parts will read again, from the bytes that were hashed."""
+        while self._to_prove and self._to_prove[0][2].start < block.stop:
+            part, tile, strip = self._to_prove.popleft()
+            self._proving[part, tile] = strip, 0
+        for key, (strip, crc) in [*self._proving.items()]:
+            for _, view in within(strip, data, block.start):
+                crc = zlib.crc32(np.ascontiguousarray(view).data, crc)
+            self._proving[key] = strip, crc
+            if strip.stop <= block.stop:
+                del self._proving[key]
+                self._proofs[key] = crc
 
     def _retain(self, block: Block, data: Bytes) -> None:
         """Copy what later companions need of this block; a range may span several blocks."""

@@ -94,6 +94,7 @@ class _Run:
             plan, self._left, block=allotment.block, keep=allotment.keep, room=allotment.room
         )
         self._room = Room(allotment.room, self._stop)
+        self._proofs: dict[tuple[int, int], int] = {}  # part and tile -> CRC-32 of its primary
         self._reader = Reader(source, allotment.block, self._stop, report)
         self._writer = PartWriter(self._reader, sink, plan.options, self._stop, report)
         self._workers = ThreadPoolExecutor(allotment.workers, thread_name_prefix="part")
@@ -145,6 +146,7 @@ class _Run:
             self._reader,
             self._make,
             self._give,
+            self._proofs,
             self._allotment,
             self._stop,
             self._report,
@@ -168,7 +170,7 @@ class _Run:
         recipe = self._plan.recipes[part.recipe]
         run: PartRun = Streamed(part, recipe, pulls=pulls)
         if recipe.decoder.held:
-            run = Tiled(part, recipe, self._schedule.tiles(part), self._stop)
+            run = Tiled(part, recipe, self._schedule.tiles(part), self._proofs, self._stop)
         if part.index in self._left.prove:
             run.expected = _receipt(part, self._held[part.index])
         return run

@@ -29,17 +29,23 @@ from tensorport_hub.errors import SourceError
 class Tiled(PartRun):
     """A part of a held layout: at most one tile's bytes are there at a time."""
 
-    def __init__(self, part: Part, recipe: Recipe, tiles: Sequence[Tile], stop: StopFlag) -> None:
+    def __init__(
+        self,
+        part: Part,
+        recipe: Recipe,
+        tiles: Sequence[Tile],
+        proofs: dict[tuple[int, int], int],
+        stop: StopFlag,
+    ) -> None:
         super().__init__(part, recipe)
         self.holds = max((tile.nbytes for tile in tiles), default=0)
-        self._tiles, self._stop = tiles, stop
+        self._tiles, self._proofs, self._stop = tiles, proofs, stop
         self._to_feed = deque(number for number, tile in enumerate(tiles) if tile.fed)  # the lane's
         self._to_come = self._to_feed.copy()  # the worker's
         self._at = 0
         """The tile that the bytes belong to."""
         self._inputs: list[Bytes | None] = [None] * len(recipe.decoder.inputs)
         self._complete = self._ended = False
-        self._crcs: dict[int, int] = {}
         self._changed = threading.Condition()
 
     def feed(self, piece: Piece, companions: Mapping[int, Bytes], block: SharedBlock) -> bool:
@@ -125,10 +131,10 @@ class Tiled(PartRun):
         return found
 
     def _check(self, number: int) -> None:
-        """Whether the primary's bytes are those that this tile had before, if it had any."""
+        """Whether the primary's bytes are those that the walk passed, or that this tile had before."""
         data = self._inputs[0]
         assert data is not None
         crc = zlib.crc32(data.data)
-        if self._crcs.setdefault(number, crc) != crc:
+        if self._proofs.setdefault((self.part.index, number), crc) != crc:
             self._inputs[0] = None
             raise SourceError(f"two readings of {self.recipe.decoder.inputs[0]} differ", transient=True)

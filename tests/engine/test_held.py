@@ -5,16 +5,19 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tensorport_hub.core.journal import Entry, gathered
 from tensorport_hub.core.schedule import Schedule
 from tensorport_hub.core.tiles import demand
 from tensorport_hub.engine import blocks
 from tensorport_hub.ports import Event, PartRetried
 from tests.engine.layouts import LAYOUTS, Checkpoint, checkpoint, least_shard
 from tests.engine.models import allotment, arrays, run_plan
+from tests.engine.test_resume import Fuse, FusedJournal, FusedSink, FusedSource, Killed
 from tests.fakes import FlakySink, FlakySource, MemorySink, MemorySource, everything
 
 pytestmark = pytest.mark.timeout(120)
@@ -233,6 +236,28 @@ class TestFaults:
         assert len(reasons) == 2
         assert "two readings" in reasons[1]
 
+    @pytest.mark.parametrize("name", HELD)
+    @pytest.mark.parametrize("rows", [4, 1000])
+    def test_tiles_are_those_that_were_hashed(
+        self, name: str, rows: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A byte that is damaged when a tile is read beside the walk is found, and the part written again."""
+        weights = {name: WEIGHTS[name]}
+        made = checkpoint(weights, inputs_of(name), shard_size=least_shard(weights, rows))
+        tensor = made.plan.recipes[0].decoder.inputs[0]
+        wants = demand(made.plan)
+        chosen = allotment(block=100, workers=1, room=max(wants.least, wants.most // 2))
+        monkeypatch.setattr("tensorport_hub.core.strips.GAP", 0)  # what is asked for is what is used
+        source = MemorySource(made.files)
+        run_plan(made.plan, source, MemorySink(), chosen)
+        again = np.flatnonzero(source.counts(tensor.file)[tensor.start : tensor.stop] > 1) + tensor.start
+        for at in (again[0], again[len(again) // 2], again[-1]):
+            sink, events = MemorySink(), list[Event]()
+            damaged = FlakySource(MemorySource(made.files), "wrong", at=at, after=1)
+            run_plan(made.plan, damaged, sink, chosen, events.append)
+            check_bytes(sink, made)
+            assert [e.reason for e in events if isinstance(e, PartRetried) and "two readings" in e.reason]
+
     def test_a_whole_tile_is_still_there(self) -> None:
         """A part of one tile is written again without reading anything again."""
         name = "gptq act-order"
@@ -241,3 +266,30 @@ class TestFaults:
         run_plan(made.plan, source, FlakySink(sink, "finish", times=3), allotment(block=100))
         check_bytes(sink, made)
         assert set(source.counts("m-0.safetensors")) == {1}
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    made=checkpoints(),
+    kills=st.lists(st.integers(0, 80), min_size=1, max_size=4),
+    shares=st.lists(st.floats(0, 1), min_size=5, max_size=5),
+    workers=st.integers(1, 3),
+)
+def test_killed_again_and_again(
+    made: Checkpoint, kills: list[int], shares: list[float], workers: int
+) -> None:
+    """Runs that die anywhere and go on in another room, with parts of a tensor made before, end the same."""
+    wants = demand(made.plan)
+    sink, entries = MemorySink(), list[Entry]()
+    for at, share in zip([*kills, float("inf")], shares, strict=False):
+        fuse, source = Fuse(at), FusedSource(made.files)
+        source.fuse = fuse
+        journal = FusedJournal(gathered(entries), fuse)
+        room = wants.least + int(share * (wants.most - wants.least))
+        chosen = allotment(block=200, workers=workers, room=room)
+        try:
+            run_plan(made.plan, source, FusedSink(sink, fuse), chosen, journal=journal)
+        except Killed:
+            assert fuse.calls > at
+        entries += journal.entries
+    check_bytes(sink, made)
