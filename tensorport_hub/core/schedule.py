@@ -32,7 +32,7 @@ class _Uses:
     apart: list[Part] = field(default_factory=list)
     together: list[tuple[Part, ...]] = field(default_factory=list)
     pulled: list[tuple[str, Strip]] = field(default_factory=list)
-    proved: list[tuple[int, int, Strip]] = field(default_factory=list)
+    read_again: list[tuple[int, int, Strip]] = field(default_factory=list)
 
 
 class Schedule:
@@ -96,7 +96,7 @@ class Schedule:
                     here.fed.append(Use(part, number, *primary.region, 1, tuple(companions), held=True))
                 else:
                     here.pulled += [(file, strip) for _, file, strip in needs]
-                    here.proved += [(part.index, number, strip) for i, _, strip in needs if i == 0]
+                    here.read_again += [(part.index, number, strip) for i, _, strip in needs if i == 0]
         return tiles
 
     def _use_indexed(self, parts: Sequence[Part], here: _Uses) -> None:
@@ -128,7 +128,7 @@ class Schedule:
             tuple(uses.together),
             kept,
             (*uses.pulled, *walker.pulled),
-            tuple(sorted(uses.proved, key=lambda one: one[2].start)),
+            tuple(sorted(uses.read_again, key=lambda one: one[2].start)),
         )
 
     def bytes_read(self) -> int:

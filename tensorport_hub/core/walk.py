@@ -97,7 +97,7 @@ class Walk:
         together: held parts that are fed the same rows, and take their room at once.
         kept: bytes of companions that may be held at once.
         pulled: what parts read themselves, and from which file.
-        proved: of it, what passes in this file too: index of the part, number of its tile, and its primary.
+        read_again: of it, what passes in this file too: index of a part, number of its tile, primary.
     """
 
     file: WeightFile
@@ -108,7 +108,7 @@ class Walk:
     together: tuple[tuple[Part, ...], ...]
     kept: int
     pulled: tuple[tuple[str, Strip], ...]
-    proved: tuple[tuple[int, int, Strip], ...]
+    read_again: tuple[tuple[int, int, Strip], ...]
 
     @property
     def beside(self) -> Iterator[tuple[str, Strip]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from queue import SimpleQueue
@@ -31,6 +31,9 @@ Items = tuple[int, int, Sequence[tuple[Bytes, Strip]]]
 """Items `start:stop`, and of each input bytes that hold what they need, and which these are."""
 
 
+Bring = Callable[[], Mapping[int, Bytes]]
+"""Gives the companions of a piece by their number."""
+
 Chunk = tuple[int, Bytes]
 """Bytes of the primary, and their place in its tensor."""
 
@@ -49,8 +52,8 @@ class PartRun(ABC):
         self.losses = Losses()
 
     @abstractmethod
-    def feed(self, piece: Piece, companions: Mapping[int, Bytes], block: SharedBlock) -> bool:
-        """Hand over the next bytes, and with a first piece its companions by their number.
+    def feed(self, piece: Piece, bring: Bring, block: SharedBlock) -> bool:
+        """Hand over the next bytes, and with a first piece its companions.
 
         Returns:
             Whether they are the first ones that a worker can begin with.
@@ -102,8 +105,9 @@ class Streamed(PartRun):
         self._companions: list[Bytes] = []
         self._queue: SimpleQueue[tuple[Piece, SharedBlock] | None] = SimpleQueue()
 
-    def feed(self, piece: Piece, companions: Mapping[int, Bytes], block: SharedBlock) -> bool:
+    def feed(self, piece: Piece, bring: Bring, block: SharedBlock) -> bool:
         """`block` is held until its bytes are decoded."""
+        companions = bring()
         self._companions += [companions[number] for number in sorted(companions)]
         self._fed = piece.stop
         self._queue.put((piece, block.hold()))

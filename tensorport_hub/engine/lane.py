@@ -11,8 +11,9 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 
@@ -45,21 +46,21 @@ class Lane:
         reader: Reader,
         make: Make,
         start: Start,
-        proofs: dict[tuple[int, int], int],
+        seen: dict[tuple[int, int], int],
         allotment: Allotment,
         stop: StopFlag,
         report: Report,
     ) -> None:
         self._walk, self._source, self._reader, self._make, self._start = walk, source, reader, make, start
-        self._proofs = proofs
+        self._seen = seen
         self._allotment, self._stop, self._report = allotment, stop, report
         self._pool = BlockPool(allotment.buffers, allotment.block, stop)
         self._together = {part.index: parts for parts in walk.together for part in parts}
         self._runs: dict[int, PartRun] = {}
         self._ahead: dict[Range, Future[Bytes]] = {}
         self._retained: dict[Range, Bytes] = {}
-        self._to_prove = deque(walk.proved if walk.whole else ())
-        self._proving: dict[tuple[int, int], tuple[Strip, int]] = {}  # with the CRC-32 so far
+        self._to_see = deque(walk.read_again if walk.whole else ())
+        self._seeing: dict[tuple[int, int], tuple[Strip, int]] = {}  # with the CRC-32 so far
         self._sha256 = hashlib.sha256()
         self._git = hashlib.sha1(b"blob %d\0" % walk.file.size, usedforsecurity=False)
 
@@ -135,17 +136,12 @@ class Lane:
             fetch.result()
             if self._walk.whole:
                 self._hash(shared.data)
-            self._prove(block, shared.data)
+            self._note(block, shared.data)
             self._retain(block, shared.data)
             for piece in block.pieces:
                 run = self._run_of(piece)
-                companions = {
-                    c.number: requested[c].result()
-                    if c in requested
-                    else self._brought(c, block, shared.data)
-                    for c in piece.companions
-                }
-                if run.feed(piece, companions, shared):
+                bring = partial(self._bring, piece, block, shared.data, requested)
+                if run.feed(piece, bring, shared):
                     self._start(run)
                 if run.is_fed:
                     del self._runs[piece.part.index]
@@ -165,18 +161,18 @@ class Lane:
         if self._walk.file.sha256 is None and self._walk.file.git_oid is not None:
             self._git.update(data.data)
 
-    def _prove(self, block: Block, data: Bytes) -> None:
+    def _note(self, block: Block, data: Bytes) -> None:
         """Note the CRC-32 of what parts will read again, from the bytes that were hashed."""
-        while self._to_prove and self._to_prove[0][2].start < block.stop:
-            part, tile, strip = self._to_prove.popleft()
-            self._proving[part, tile] = strip, 0
-        for key, (strip, crc) in [*self._proving.items()]:
+        while self._to_see and self._to_see[0][2].start < block.stop:
+            part, tile, strip = self._to_see.popleft()
+            self._seeing[part, tile] = strip, 0
+        for key, (strip, crc) in [*self._seeing.items()]:
             for _, view in within(strip, data, block.start):
                 crc = zlib.crc32(np.ascontiguousarray(view).data, crc)
-            self._proving[key] = strip, crc
+            self._seeing[key] = strip, crc
             if strip.stop <= block.stop:
-                del self._proving[key]
-                self._proofs[key] = crc
+                del self._seeing[key]
+                self._seen[key] = crc
 
     def _retain(self, block: Block, data: Bytes) -> None:
         """Copy what later companions need of this block; a range may span several blocks."""
@@ -184,6 +180,15 @@ class Lane:
             if (start, stop) not in self._retained:
                 self._retained[start, stop] = np.empty(stop - start, np.uint8)
             gather(contiguous(start, stop), self._retained[start, stop], data, block.start)
+
+    def _bring(
+        self, piece: Piece, block: Block, data: Bytes, requested: Mapping[Companion, Future[Bytes]]
+    ) -> dict[int, Bytes]:
+        """The companions of a piece, by their number."""
+        return {
+            c.number: requested[c].result() if c in requested else self._brought(c, block, data)
+            for c in piece.companions
+        }
 
     def _brought(self, companion: Companion, block: Block, data: Bytes) -> Bytes:
         """A companion from bytes that this block holds, or that were kept, or read ahead."""

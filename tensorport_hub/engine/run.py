@@ -94,7 +94,7 @@ class _Run:
             plan, self._left, block=allotment.block, keep=allotment.keep, room=allotment.room
         )
         self._room = Room(allotment.room, self._stop)
-        self._proofs: dict[tuple[int, int], int] = {}  # part and tile -> CRC-32 of its primary
+        self._seen: dict[tuple[int, int], int] = {}  # part and tile -> CRC-32 of its primary
         self._reader = Reader(source, allotment.block, self._stop, report)
         self._writer = PartWriter(self._reader, sink, plan.options, self._stop, report)
         self._workers = ThreadPoolExecutor(allotment.workers, thread_name_prefix="part")
@@ -146,7 +146,7 @@ class _Run:
             self._reader,
             self._make,
             self._give,
-            self._proofs,
+            self._seen,
             self._allotment,
             self._stop,
             self._report,
@@ -168,9 +168,11 @@ class _Run:
 
     def _run_of(self, part: Part, pulls: bool) -> PartRun:
         recipe = self._plan.recipes[part.recipe]
-        run: PartRun = Streamed(part, recipe, pulls=pulls)
+        run: PartRun
         if recipe.decoder.held:
-            run = Tiled(part, recipe, self._schedule.tiles(part), self._proofs, self._stop)
+            run = Tiled(part, recipe, self._schedule.tiles(part), self._seen, self._stop)
+        else:
+            run = Streamed(part, recipe, pulls=pulls)
         if part.index in self._left.prove:
             run.expected = _receipt(part, self._held[part.index])
         return run

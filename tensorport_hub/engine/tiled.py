@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import zlib
 from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from tensorport_hub.core.strips import gather
 from tensorport_hub.core.tiles import Tile
 from tensorport_hub.core.walk import Piece
 from tensorport_hub.engine.blocks import SharedBlock, StopFlag, Stopped
-from tensorport_hub.engine.feed import Items, PartRun
+from tensorport_hub.engine.feed import Bring, Items, PartRun
 from tensorport_hub.engine.reader import Reader
 from tensorport_hub.errors import SourceError
 
@@ -34,12 +34,12 @@ class Tiled(PartRun):
         part: Part,
         recipe: Recipe,
         tiles: Sequence[Tile],
-        proofs: dict[tuple[int, int], int],
+        seen: dict[tuple[int, int], int],
         stop: StopFlag,
     ) -> None:
         super().__init__(part, recipe)
         self.holds = max((tile.nbytes for tile in tiles), default=0)
-        self._tiles, self._proofs, self._stop = tiles, proofs, stop
+        self._tiles, self._seen, self._stop = tiles, seen, stop
         self._to_feed = deque(number for number, tile in enumerate(tiles) if tile.fed)  # the lane's
         self._to_come = self._to_feed.copy()  # the worker's
         self._at = 0
@@ -48,12 +48,12 @@ class Tiled(PartRun):
         self._complete = self._ended = False
         self._changed = threading.Condition()
 
-    def feed(self, piece: Piece, companions: Mapping[int, Bytes], block: SharedBlock) -> bool:
+    def feed(self, piece: Piece, bring: Bring, block: SharedBlock) -> bool:
         need = self._tiles[piece.tile].needs[0]
         if piece.start == 0:
             self._wait(lambda: self._at == piece.tile)
             self._inputs[0] = np.empty(need.nbytes, np.uint8)
-            for number, data in companions.items():
+            for number, data in bring().items():
                 self._inputs[number] = data
         into = self._inputs[0]
         assert into is not None
@@ -135,6 +135,6 @@ class Tiled(PartRun):
         data = self._inputs[0]
         assert data is not None
         crc = zlib.crc32(data.data)
-        if self._proofs.setdefault((self.part.index, number), crc) != crc:
+        if self._seen.setdefault((self.part.index, number), crc) != crc:
             self._inputs[0] = None
             raise SourceError(f"two readings of {self.recipe.decoder.inputs[0]} differ", transient=True)

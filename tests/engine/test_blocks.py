@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tensorport_hub.engine.blocks import BlockPool, SharedBlock, StopFlag, Stopped
+from tensorport_hub.engine.blocks import BlockPool, Room, SharedBlock, StopFlag, Stopped
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -141,3 +141,43 @@ class TestBlockPool:
         for thread in threads:
             thread.join()
         assert wrong == []
+
+
+class TestRoom:
+    """Bytes that several may hold together."""
+
+    def test_first_come_first_served(self) -> None:
+        """Who waits for much is not overtaken by who wants little."""
+        room, order = Room(100, StopFlag()), list[int]()
+        room.take(60)
+
+        def take(nbytes: int) -> None:
+            room.take(nbytes)
+            order.append(nbytes)
+
+        large = threading.Thread(target=take, args=(80,))
+        large.start()
+        time.sleep(0.05)
+        small = threading.Thread(target=take, args=(10,))
+        small.start()
+        time.sleep(0.05)
+        assert order == []
+        room.give(60)
+        large.join()
+        small.join()
+        assert order == [80, 10]
+
+    def test_nothing_is_always_there(self) -> None:
+        """Parts that hold nothing don't queue."""
+        room = Room(0, StopFlag())
+        room.take(0)
+
+    def test_a_stop_ends_the_wait(self) -> None:
+        """Who waits when the run stops is told."""
+        stop = StopFlag()
+        room = Room(10, stop)
+        timer = threading.Timer(0.05, stop.fail, [ValueError("stop")])
+        timer.start()
+        with pytest.raises(Stopped):
+            room.take(11)
+        timer.join()

@@ -79,7 +79,7 @@ def checkpoints(draw: st.DrawFn) -> Checkpoint:
     )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     made=checkpoints(),
     share=st.floats(0, 1.2),
@@ -188,6 +188,22 @@ def test_wide_gaps_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
         asked[gap] = source.bytes_read - len(made.files["m-0.safetensors"])
     assert asked[0] <= wants.most
     assert asked[1 << 16] > 2.5 * wants.most
+
+
+@pytest.mark.parametrize("name", ["float8", "float8 in blocks"])
+@pytest.mark.parametrize("far", [0, 150])
+@pytest.mark.parametrize("behind", [True, False])
+def test_companions_that_parts_share(name: str, far: int, behind: bool) -> None:
+    """Scales of several parts, the same ones or overlapping: wherever a block cuts them, they come once."""
+    order = [(name, 1), far, (name, 0)] if behind else [(name, 0), far, (name, 1)]
+    made = checkpoint({name: WEIGHTS[name]}, order, shard_size=least_shard({name: WEIGHTS[name]}, 6))
+    assert len(made.plan.parts) > 2
+    for block in range(1, 120):
+        source, sink = MemorySource(made.files), MemorySink()
+        chosen = allotment(block=block)
+        run_plan(made.plan, source, sink, chosen)
+        check_bytes(sink, made)
+        check_reading(source, made, chosen)
 
 
 class TestFaults:

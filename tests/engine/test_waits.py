@@ -295,8 +295,8 @@ class TestBlocksComeBack:
         block = pool.take(1200)
         tensor = plan.recipes[0].decoder.inputs[0]
         MemorySource.read_into(watching, tensor.file, tensor.start, block.data.data)
-        run.feed(Piece(plan.parts[0], 0, 0, 400, 0), {}, block)
-        run.feed(Piece(plan.parts[0], 0, 400, 1200, 400), {}, block)
+        run.feed(Piece(plan.parts[0], 0, 0, 400, 0), dict, block)
+        run.feed(Piece(plan.parts[0], 0, 400, 1200, 400), dict, block)
         block.release()
         writer.give(run)
         timer = threading.Timer(10, stop.fail, [TimeoutError("the block did not come back")])
