@@ -235,6 +235,7 @@ class FlakySource:
         self._source, self._fault, self._path, self._at = source, fault, path, at
         self._times, self._after, self._transient = times, after, transient
         self._lock = threading.Lock()
+        self.struck = 0
 
     @property
     def repo(self) -> str | None:
@@ -272,6 +273,7 @@ class FlakySource:
             if not self._times:
                 return False
             self._times -= 1
+            self.struck += 1
             return True
 
     def close(self) -> None:

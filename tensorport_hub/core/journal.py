@@ -61,8 +61,8 @@ class Remaining:
     Attributes:
         files: source files to walk, in plan order.
         make: parts that the sink lacks.
-        prove: parts that it holds, made from files whose digest is not proven yet: they are made once more
-            from the bytes that pass, and compared, but not written.
+        prove: parts that it holds, but that need bytes of a file whose digest is not proven yet: they are
+            made once more from the bytes that pass, and compared, but not written.
     """
 
     files: tuple[WeightFile, ...]
@@ -85,9 +85,9 @@ def remaining(plan: Plan, progress: Progress) -> Remaining:
             users[tensor.file].add(part.index)
     done = progress.parts.keys()
     again = {path for path in plan.read_whole if path not in progress.files or not users[path] <= done}
-    files = tuple(file for file in plan.files if file.path in again or not own[file.path] <= done)
     make = frozenset(part.index for part in plan.parts) - done
-    prove = frozenset[int]().union(*(own[path] for path in again)) & done
+    prove = frozenset[int]().union(*(users[path] for path in again)) & done
+    files = tuple(f for f in plan.files if f.path in again or not own[f.path].isdisjoint(make | prove))
     return Remaining(files, make, prove)
 
 

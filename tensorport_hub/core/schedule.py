@@ -32,7 +32,6 @@ class _Uses:
     apart: list[Part] = field(default_factory=list)
     together: list[tuple[Part, ...]] = field(default_factory=list)
     pulled: list[tuple[str, Strip]] = field(default_factory=list)
-    read_again: list[tuple[int, int, Strip]] = field(default_factory=list)
 
 
 class Schedule:
@@ -96,7 +95,6 @@ class Schedule:
                     here.fed.append(Use(part, number, *primary.region, 1, tuple(companions), held=True))
                 else:
                     here.pulled += [(file, strip) for _, file, strip in needs]
-                    here.read_again += [(part.index, number, strip) for i, _, strip in needs if i == 0]
         return tiles
 
     def _use_indexed(self, parts: Sequence[Part], here: _Uses) -> None:
@@ -109,6 +107,17 @@ class Schedule:
             if part is parts[0]:
                 here.pulled.append((file, primary))
 
+    @cached_property
+    def _from_elsewhere(self) -> dict[str, set[Strip]]:
+        """What parts whose primary lies in another file need of each file."""
+        found: dict[str, set[Strip]] = defaultdict(set)
+        for path, uses in self._laid[0].items():
+            companions = [(file, strip) for use in uses.fed for _, file, strip in use.companions]
+            for file, strip in [*companions, *uses.pulled]:
+                if file != path:
+                    found[file].add(strip)
+        return found
+
     def tiles(self, part: Part) -> tuple[Tile, ...]:
         """Those of a held part."""
         return self._laid[1].get(part.index, ())
@@ -119,6 +128,9 @@ class Schedule:
         fed = sorted(uses.fed, key=lambda use: (use.start, use.part.index, use.tile))
         walker = Walker(file.path, fed, self._plan.read_whole, self._keep)
         blocks, kept = walker.walk(file, self._block)
+        pulled = (*uses.pulled, *walker.pulled)
+        here = {strip for path, strip in pulled if path == file.path} | self._from_elsewhere[file.path]
+        here |= {c.strip for b in blocks for c in b.companions if c.how == "apart" and c.file == file.path}
         return Walk(
             file,
             file.path in self._plan.read_whole,
@@ -127,8 +139,8 @@ class Schedule:
             tuple(uses.apart),
             tuple(uses.together),
             kept,
-            (*uses.pulled, *walker.pulled),
-            tuple(sorted(uses.read_again, key=lambda one: one[2].start)),
+            pulled,
+            tuple(sorted(here, key=lambda strip: strip.start)),
         )
 
     def bytes_read(self) -> int:

@@ -97,7 +97,7 @@ class Walk:
         together: held parts that are fed the same rows, and take their room at once.
         kept: bytes of companions that may be held at once.
         pulled: what parts read themselves, and from which file.
-        read_again: of it, what passes in this file too: index of a part, number of its tile, primary.
+        read_beside: what is read of this very file besides its walk, by whatever part, in order.
     """
 
     file: WeightFile
@@ -108,7 +108,7 @@ class Walk:
     together: tuple[tuple[Part, ...], ...]
     kept: int
     pulled: tuple[tuple[str, Strip], ...]
-    read_again: tuple[tuple[int, int, Strip], ...]
+    read_beside: tuple[Strip, ...]
 
     @property
     def beside(self) -> Iterator[tuple[str, Strip]]:

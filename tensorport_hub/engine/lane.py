@@ -3,7 +3,7 @@
 Its *hash frontier* is the block it is at: every byte before it has been hashed, in order, exactly once.
 Fetches run a few blocks ahead, in order, on threads of the lane's own; blocks come from a pool of fixed size,
 so a lane that runs ahead of the writers waits. Companions that are read early are kept until the walk reaches
-them, and are then copied instead of fetched. Of what held parts will read again, the lane notes a CRC-32.
+them, and are then copied instead of fetched. What is read beside the walk is compared with what passes it.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from tensorport_hub.engine.blocks import BlockPool, SharedBlock, StopFlag, Stopp
 from tensorport_hub.engine.budget import Allotment
 from tensorport_hub.engine.feed import PartRun
 from tensorport_hub.engine.reader import Reader
+from tensorport_hub.engine.witness import Witness
 from tensorport_hub.errors import VerificationError
 from tensorport_hub.ports import BytesRead, FileVerified, Report, Source
 
@@ -46,21 +47,21 @@ class Lane:
         reader: Reader,
         make: Make,
         start: Start,
-        seen: dict[tuple[int, int], int],
+        witness: Witness,
         allotment: Allotment,
         stop: StopFlag,
         report: Report,
     ) -> None:
         self._walk, self._source, self._reader, self._make, self._start = walk, source, reader, make, start
-        self._seen = seen
+        self._witness = witness
         self._allotment, self._stop, self._report = allotment, stop, report
         self._pool = BlockPool(allotment.buffers, allotment.block, stop)
         self._together = {part.index: parts for parts in walk.together for part in parts}
         self._runs: dict[int, PartRun] = {}
         self._ahead: dict[Range, Future[Bytes]] = {}
         self._retained: dict[Range, Bytes] = {}
-        self._to_see = deque(walk.read_again if walk.whole else ())
-        self._seeing: dict[tuple[int, int], tuple[Strip, int]] = {}  # with the CRC-32 so far
+        self._to_see = deque(walk.read_beside if walk.whole else ())
+        self._seeing: dict[Strip, int] = {}  # with the CRC-32 so far
         self._sha256 = hashlib.sha256()
         self._git = hashlib.sha1(b"blob %d\0" % walk.file.size, usedforsecurity=False)
 
@@ -69,7 +70,8 @@ class Lane:
 
         Raises:
             SourceError: the source failed for good.
-            VerificationError: the whole file's digest is not what the source states.
+            VerificationError: the whole file's digest is not what the source states, or bytes that were read
+                beside this walk are not what passed.
             Stopped: the run stopped.
         """
         for run in self._make(self._walk.empty, False):
@@ -162,17 +164,16 @@ class Lane:
             self._git.update(data.data)
 
     def _note(self, block: Block, data: Bytes) -> None:
-        """Note the CRC-32 of what parts will read again, from the bytes that were hashed."""
-        while self._to_see and self._to_see[0][2].start < block.stop:
-            part, tile, strip = self._to_see.popleft()
-            self._seeing[part, tile] = strip, 0
-        for key, (strip, crc) in [*self._seeing.items()]:
+        """Take the CRC-32 of what is read beside this walk too, from the bytes that were hashed."""
+        while self._to_see and self._to_see[0].start < block.stop:
+            self._seeing[self._to_see.popleft()] = 0
+        for strip, crc in [*self._seeing.items()]:
             for _, view in within(strip, data, block.start):
                 crc = zlib.crc32(np.ascontiguousarray(view).data, crc)
-            self._seeing[key] = strip, crc
+            self._seeing[strip] = crc
             if strip.stop <= block.stop:
-                del self._seeing[key]
-                self._seen[key] = crc
+                del self._seeing[strip]
+                self._witness.passed(self._walk.file.path, strip, crc)
 
     def _retain(self, block: Block, data: Bytes) -> None:
         """Copy what later companions need of this block; a range may span several blocks."""

@@ -7,22 +7,38 @@ import numpy as np
 from tensorport_hub.core.decode.decoder import Bytes
 from tensorport_hub.core.strips import Strip, contiguous, gather
 from tensorport_hub.engine.blocks import StopFlag, Stopped
+from tensorport_hub.engine.witness import Witness
 from tensorport_hub.ports import BytesRead, Report, Source
+
+_READINGS = 3
 
 
 class Reader:
     """Reads ranges and strips, `block` bytes at a time; shared by all threads."""
 
-    def __init__(self, source: Source, block: int, stop: StopFlag, report: Report) -> None:
-        self._source, self._stop, self._report = source, stop, report
+    def __init__(self, source: Source, witness: Witness, block: int, stop: StopFlag, report: Report) -> None:
+        self._source, self._witness, self._stop, self._report = source, witness, stop, report
         self.block = block
 
     def range(self, file: str, start: int, stop: int) -> Bytes:
-        """A range in a buffer of its own."""
-        return self.strip(file, contiguous(start, stop))
+        """A range in a buffer of its own; who asks must see to it that it is what a walk hashes."""
+        return self._read(file, contiguous(start, stop))
 
     def strip(self, file: str, wanted: Strip) -> Bytes:
-        """A strip, row after row, in a buffer of its own; what lies between rows needs one more block."""
+        """A strip, row after row, in a buffer of its own; what lies between rows needs one more block.
+
+        Raises:
+            SourceError: time and again it is not what it was before, or what the walk hashed; transient.
+        """
+        for _ in range(_READINGS - 1):
+            data = self._read(file, wanted)
+            if self._witness.agrees(file, wanted, data):
+                return data
+        data = self._read(file, wanted)
+        self._witness.read(file, wanted, data)
+        return data
+
+    def _read(self, file: str, wanted: Strip) -> Bytes:
         into = np.empty(wanted.nbytes, np.uint8)
         gaps = wanted.asked > wanted.nbytes
         passing = np.empty(min(self.block, wanted.asked) if gaps else 0, np.uint8)

@@ -31,6 +31,7 @@ from tensorport_hub.engine.lane import Lane
 from tensorport_hub.engine.part import PartWriter
 from tensorport_hub.engine.reader import Reader
 from tensorport_hub.engine.tiled import Tiled
+from tensorport_hub.engine.witness import Witness
 from tensorport_hub.ports import Event, Journal, Receipt, Report, Resumed, Sink, Source
 
 logger = logging.getLogger("tensorport_hub")
@@ -94,8 +95,8 @@ class _Run:
             plan, self._left, block=allotment.block, keep=allotment.keep, room=allotment.room
         )
         self._room = Room(allotment.room, self._stop)
-        self._seen: dict[tuple[int, int], int] = {}  # part and tile -> CRC-32 of its primary
-        self._reader = Reader(source, allotment.block, self._stop, report)
+        self._witness = Witness()
+        self._reader = Reader(source, self._witness, allotment.block, self._stop, report)
         self._writer = PartWriter(self._reader, sink, plan.options, self._stop, report)
         self._workers = ThreadPoolExecutor(allotment.workers, thread_name_prefix="part")
         self._writing: set[Future[None]] = set()
@@ -146,7 +147,7 @@ class _Run:
             self._reader,
             self._make,
             self._give,
-            self._seen,
+            self._witness,
             self._allotment,
             self._stop,
             self._report,
@@ -170,7 +171,7 @@ class _Run:
         recipe = self._plan.recipes[part.recipe]
         run: PartRun
         if recipe.decoder.held:
-            run = Tiled(part, recipe, self._schedule.tiles(part), self._seen, self._stop)
+            run = Tiled(part, recipe, self._schedule.tiles(part), self._witness, self._stop)
         else:
             run = Streamed(part, recipe, pulls=pulls)
         if part.index in self._left.prove:

@@ -8,7 +8,6 @@ begins with the part when the first one is complete. What the lane does not brin
 from __future__ import annotations
 
 import threading
-import zlib
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 
@@ -23,7 +22,7 @@ from tensorport_hub.core.walk import Piece
 from tensorport_hub.engine.blocks import SharedBlock, StopFlag, Stopped
 from tensorport_hub.engine.feed import Bring, Items, PartRun
 from tensorport_hub.engine.reader import Reader
-from tensorport_hub.errors import SourceError
+from tensorport_hub.engine.witness import Witness
 
 
 class Tiled(PartRun):
@@ -34,12 +33,12 @@ class Tiled(PartRun):
         part: Part,
         recipe: Recipe,
         tiles: Sequence[Tile],
-        seen: dict[tuple[int, int], int],
+        witness: Witness,
         stop: StopFlag,
     ) -> None:
         super().__init__(part, recipe)
         self.holds = max((tile.nbytes for tile in tiles), default=0)
-        self._tiles, self._seen, self._stop = tiles, seen, stop
+        self._tiles, self._witness, self._stop = tiles, witness, stop
         self._to_feed = deque(number for number, tile in enumerate(tiles) if tile.fed)  # the lane's
         self._to_come = self._to_feed.copy()  # the worker's
         self._at = 0
@@ -115,7 +114,9 @@ class Tiled(PartRun):
     def _receive(self) -> None:
         """Wait for the tile that the lane brings next."""
         self._wait(lambda: self._complete)
-        self._check(self._to_come.popleft())
+        tensor, need = self.recipe.decoder.inputs[0], self._tiles[self._to_come.popleft()].needs[0]
+        assert self._inputs[0] is not None
+        self._witness.read(tensor.file, need.moved(tensor.start), self._inputs[0])
 
     def _read(self, reader: Reader) -> list[Bytes]:
         """The bytes of this tile; those that are not there are read."""
@@ -125,16 +126,5 @@ class Tiled(PartRun):
             data = self._inputs[i]
             if data is None:
                 data = self._inputs[i] = reader.strip(tensor.file, need.moved(tensor.start))
-                if i == 0:
-                    self._check(self._at)
             found.append(data)
         return found
-
-    def _check(self, number: int) -> None:
-        """Whether the primary's bytes are those that the walk passed, or that this tile had before."""
-        data = self._inputs[0]
-        assert data is not None
-        crc = zlib.crc32(data.data)
-        if self._seen.setdefault((self.part.index, number), crc) != crc:
-            self._inputs[0] = None
-            raise SourceError(f"two readings of {self.recipe.decoder.inputs[0]} differ", transient=True)

@@ -141,7 +141,7 @@ class TestRemaining:
             ("auto", "a b", "", ("012", "pair c", "a b")),
             ("auto", "a b c", "02", ("12", "pair", "c")),
             ("auto", "a b pair c", "012", ("", "", "")),
-            ("auto", "a b pair c", "01", ("2", "", "c")),
+            ("auto", "a b pair c", "01", ("12", "", "pair c")),
             ("auto", "pair c", "12", ("0", "a b", "")),
             ("no", "", "", ("012", "a b pair c", "")),
             ("no", "a", "", ("012", "b pair c", "")),

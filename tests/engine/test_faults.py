@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tensorport_hub.core.schedule import Schedule
 from tensorport_hub.engine import part as part_module
 from tensorport_hub.engine.part import ATTEMPTS
-from tensorport_hub.errors import DestinationError, SourceError, TensorportError
+from tensorport_hub.errors import DestinationError, SourceError, TensorportError, VerificationError
 from tensorport_hub.ports import BytesRead, Event, PartDone, PartRetried, Receipt, Sink
 from tests.engine.models import (
     Made,
@@ -66,6 +66,48 @@ class TestReplays:
         reasons = [event.reason for event in events if isinstance(event, PartRetried)]
         assert len(reasons) == 2
         assert "two readings" in reasons[1]
+
+
+class TestBeside:
+    """Companions that are read beside the walk of their file: nothing hashes those very bytes."""
+
+    CODES, SCALES = stored([PAIR])
+
+    def files(self, *, scales_first: bool) -> dict[str, bytes]:
+        """Codes and their scales in files of their own."""
+        names = ("m-0.safetensors", "m-1.safetensors")
+        codes, scales = names[::-1] if scales_first else names
+        return {codes: write_in_order([self.CODES]), scales: write_in_order([LONG, self.SCALES])}
+
+    @pytest.mark.parametrize("scales_first", [False, True], ids=["read before its walk", "after"])
+    def test_a_damaged_companion_is_no_result(self, scales_first: bool) -> None:
+        """A byte that is damaged only in the reading beside: found when the walk passes, or at once where it
+        has passed; and then read again."""
+        files = self.files(scales_first=scales_first)
+        plan = plan_of(MemorySource(files))
+        scales = next(t for r in plan.recipes for t in r.decoder.inputs if t.name == "pair_scales")
+        for at in (scales.start, scales.stop - 1):
+            sink, events = MemorySink(), list[Event]()
+            walked = 1 if scales_first else 0
+            damaged = FlakySource(MemorySource(files), "wrong", path=scales.file, at=at, after=walked)
+            given = allotment(lanes=1, workers=1)
+            if scales_first:
+                run_plan(plan, damaged, sink, given, events.append)
+                assert arrays(sink.held) == raw(expected([LONG, PAIR]))
+                assert damaged.struck == 1
+            else:
+                with pytest.raises(VerificationError, match="read otherwise before"):
+                    run_plan(plan, damaged, sink, given, events.append)
+
+    def test_a_good_companion_is_no_fault(self) -> None:
+        """In either order of files, at any limit for what may be kept."""
+        for scales_first in (False, True):
+            files = self.files(scales_first=scales_first)
+            plan = plan_of(MemorySource(files))
+            for keep in (0, 100, 1 << 20):
+                sink = MemorySink()
+                run_plan(plan, MemorySource(files), sink, allotment(keep=keep))
+                assert arrays(sink.held) == raw(expected([LONG, PAIR]))
 
 
 class TestPassingFaults:

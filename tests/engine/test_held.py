@@ -14,7 +14,6 @@ from tensorport_hub.core.journal import Entry, gathered
 from tensorport_hub.core.schedule import Schedule
 from tensorport_hub.core.tiles import demand
 from tensorport_hub.engine import blocks
-from tensorport_hub.ports import Event, PartRetried
 from tests.engine.layouts import LAYOUTS, Checkpoint, checkpoint, least_shard
 from tests.engine.models import allotment, arrays, run_plan
 from tests.engine.test_resume import Fuse, FusedJournal, FusedSink, FusedSource, Killed
@@ -237,7 +236,7 @@ class TestFaults:
 
     @pytest.mark.parametrize("name", ["gptq act-order", "hqq 4 bits, axis 1"])
     def test_a_second_reading_that_differs_is_no_result(self, name: str) -> None:
-        """A damaged byte of a tile that is read again is found, and the part is written once more."""
+        """A damaged byte of a tile that is read again is found, and read once more."""
         made = checkpoint({name: WEIGHTS[name]}, inputs_of(name))
         at = made.plan.recipes[0].decoder.inputs[0].start
         chosen = allotment(block=100, room=demand(made.plan).most // 2)
@@ -245,12 +244,9 @@ class TestFaults:
         run_plan(made.plan, source, MemorySink(), chosen)
         readings = source.counts("m-0.safetensors")[at]
         damaged = FlakySource(source, "wrong", at=at, after=readings)
-        events: list[Event] = []
-        run_plan(made.plan, damaged, FlakySink(sink, "finish"), chosen, events.append)
+        run_plan(made.plan, damaged, FlakySink(sink, "finish"), chosen)
         check_bytes(sink, made)
-        reasons = [event.reason for event in events if isinstance(event, PartRetried)]
-        assert len(reasons) == 2
-        assert "two readings" in reasons[1]
+        assert damaged.struck == 1
 
     @pytest.mark.parametrize("name", HELD)
     @pytest.mark.parametrize("rows", [4, 1000])
@@ -268,11 +264,11 @@ class TestFaults:
         run_plan(made.plan, source, MemorySink(), chosen)
         again = np.flatnonzero(source.counts(tensor.file)[tensor.start : tensor.stop] > 1) + tensor.start
         for at in (again[0], again[len(again) // 2], again[-1]):
-            sink, events = MemorySink(), list[Event]()
+            sink = MemorySink()
             damaged = FlakySource(MemorySource(made.files), "wrong", at=at, after=1)
-            run_plan(made.plan, damaged, sink, chosen, events.append)
+            run_plan(made.plan, damaged, sink, chosen)
             check_bytes(sink, made)
-            assert [e.reason for e in events if isinstance(e, PartRetried) and "two readings" in e.reason]
+            assert damaged.struck == 1
 
     def test_a_whole_tile_is_still_there(self) -> None:
         """A part of one tile is written again without reading anything again."""

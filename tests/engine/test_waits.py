@@ -20,6 +20,7 @@ from tensorport_hub.engine.blocks import BlockPool, StopFlag
 from tensorport_hub.engine.feed import Streamed
 from tensorport_hub.engine.part import PartWriter
 from tensorport_hub.engine.reader import Reader
+from tensorport_hub.engine.witness import Witness
 from tensorport_hub.errors import DestinationError, SourceError
 from tensorport_hub.ports import Published, Receipt, Sink, Writer
 from tests.engine.models import (
@@ -288,7 +289,7 @@ class TestBlocksComeBack:
 
         watching = Watching(source.contents)
         sink = MemorySink()
-        reader = Reader(watching, 600, stop, lambda event: None)
+        reader = Reader(watching, Witness(), 600, stop, lambda event: None)
         flaky = FlakySink(sink, "write", byte=600)
         writer = PartWriter(reader, flaky, Options(), stop, lambda event: None)
         run = Streamed(plan.parts[0], plan.recipes[0])

@@ -1,0 +1,55 @@
+"""What is read beside the walks, held against what the walks hashed.
+
+A walk proves the bytes that pass it by the whole file's digest. The same bytes may be read beside it, earlier
+or later: companions that lie in another file, tiles of held parts, second readings. Of each such strip the
+first CRC-32 is noted, whoever has it; the next one must agree. Where the walk finds that bytes were read
+otherwise before, something may have been made of them: the run ends.
+"""
+
+from __future__ import annotations
+
+import threading
+import zlib
+
+from tensorport_hub.core.decode.decoder import Bytes
+from tensorport_hub.core.strips import Strip
+from tensorport_hub.errors import SourceError, VerificationError
+
+
+class Witness:
+    """CRC-32 by file and strip; shared by all threads."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, Strip], int] = {}
+        self._lock = threading.Lock()
+
+    def agrees(self, file: str, strip: Strip, data: Bytes) -> bool:
+        """Whether a strip is what it was before."""
+        return self._agrees(file, strip, zlib.crc32(data.data))
+
+    def read(self, file: str, strip: Strip, data: Bytes) -> None:
+        """A strip was read, or was gathered as the walk passed.
+
+        Raises:
+            SourceError: it was another one before; transient.
+        """
+        if not self.agrees(file, strip, data):
+            raise SourceError(
+                f"two readings of bytes {strip.start}:{strip.stop} of `{file}` differ", transient=True
+            )
+
+    def passed(self, file: str, strip: Strip, crc: int) -> None:
+        """The walk has hashed a strip.
+
+        Raises:
+            VerificationError: it was read otherwise before.
+        """
+        if not self._agrees(file, strip, crc):
+            raise VerificationError(
+                f"bytes {strip.start}:{strip.stop} of `{file}` were read otherwise before",
+                hint="nothing was published; the source or the way to it is damaged: run again",
+            )
+
+    def _agrees(self, file: str, strip: Strip, crc: int) -> bool:
+        with self._lock:
+            return self._known.setdefault((file, strip), crc) == crc
