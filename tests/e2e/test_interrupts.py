@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -14,9 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from tensorport_hub import convert
 from tensorport_hub.devhub import DevHub, Fault
+from tensorport_hub.errors import DestinationError
+from tensorport_hub.ports import Event, PartDone
 from tests.e2e.reading import contents, folder_contents
-from tests.e2e.test_resume import MODEL, SOURCE, TARGET
+from tests.e2e.test_resume import FILES, MODEL, SOURCE, TARGET, TENSORS
 
 WEIGHTS = {path: data for path, data in MODEL.items() if path.endswith(".safetensors")}
 SECONDS = 20
@@ -118,53 +120,51 @@ def test_the_token_is_in_no_process_list_of_ours(
             continue
 
 
-def test_a_folder_survives_kills(
-    folder: Path, tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
+def killed(
+    hub: DevHub, start: Callable[..., subprocess.Popen[str]], out: Path, *words: str, reads: int
 ) -> None:
-    """SIGKILL at random moments: each next run continues, readers see nothing until all is there, and the
+    """A run into a folder that gets SIGKILL while it waits for its `reads`-th answer of the storage."""
+    hub.faults.add(Fault("stall", "GET", "cdn", seconds=50, after=reads, times=None))
+    run = start("mirror", SOURCE, str(out), "-q", "--workers", "1", *words)
+    wait_for(lambda: bool(hub.faults.fired), run)
+    journal = out.parent / f".{out.name}.tensorport" / "journal.jsonl"
+    parts = TENSORS * max(reads - FILES - 2, 0)  # of files that came whole before
+    wait_for(lambda: journal.exists() and journal.read_bytes().count(b'"part"') >= parts, run)
+    run.kill()
+    run.wait()
+    hub.faults.clear()
+
+
+def test_a_folder_survives_kills(
+    seeded: DevHub, tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    """SIGKILL again and again: each next run continues, readers see nothing until all is there, and the
     result is that of a run that nobody killed."""
-    into = ["convert", "--input", str(folder), "--output"]
-    assert start(*into, str(tmp_path / "whole"), "-q").wait(60) == 0
-    words = [*into, str(tmp_path / "out"), "--json", "--workers", "1"]
-    journal = tmp_path / ".out.tensorport" / "journal.jsonl"
-    draw, resumed = random.Random(5), 0
-    for _ in range(6):
-        run = start(*words)
-        target = 1 + len(journal.read_bytes().splitlines() if journal.exists() else [b""]) + draw.randrange(4)
-        while run.poll() is None:
-            if journal.exists() and len(journal.read_bytes().splitlines()) >= target:
-                break
-        run.kill()
-        run.wait()
-        if (tmp_path / "out").exists():
-            break
-        resumed = len(journal.read_bytes().splitlines()) - 1
-    last = start(*words)
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    assert start("mirror", SOURCE, str(whole), "-q").wait(60) == 0
+    for reads in (FILES + 3, FILES, FILES):
+        killed(seeded, start, out, reads=reads)
+        assert not out.exists()
+    last = start("mirror", SOURCE, str(out), "--json")
     shown, said = last.communicate(timeout=60)
     assert last.returncode == 0, said
-    assert folder_contents(tmp_path / "out") == folder_contents(tmp_path / "whole")
-    assert resumed > 0
-    assert json.loads(shown)["stats"]["parts_resumed"] > 0
-    assert not journal.parent.exists()
+    assert folder_contents(out) == folder_contents(whole)
+    assert json.loads(shown)["stats"]["parts_resumed"] >= TENSORS
+    assert not (tmp_path / ".out.tensorport").exists()
 
 
 def test_a_torn_journal_is_continued(
-    folder: Path, tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
+    seeded: DevHub, tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
     """A last line that was half written is dropped; what came before counts."""
-    words = ["convert", "--input", str(folder), "--output", str(tmp_path / "out"), "--json"]
-    journal = tmp_path / ".out.tensorport" / "journal.jsonl"
-    run = start(*words)
-    while not (journal.exists() and journal.read_bytes().count(b"\n") > 3):
-        assert run.poll() is None
-    run.kill()
-    run.wait()
-    with journal.open("ab") as file:
+    out = tmp_path / "out"
+    killed(seeded, start, out, reads=FILES + 3)
+    with (tmp_path / ".out.tensorport" / "journal.jsonl").open("ab") as file:
         file.write(b'{"part":7,"si')
-    again = start(*words)
+    again = start("mirror", SOURCE, str(out), "--json")
     shown, said = again.communicate(timeout=60)
     assert again.returncode == 0, said
-    assert json.loads(shown)["stats"]["parts_resumed"] >= 1
+    assert json.loads(shown)["stats"]["parts_resumed"] >= TENSORS
 
 
 def test_two_runs_into_one_folder(
@@ -185,22 +185,16 @@ def test_another_plans_leavings_are_refused(
     seeded: DevHub, tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
     """An interrupted run of another plan: exit 5 with what to do; `--restart` gives it up."""
-    seeded.faults.add(Fault("stall", "GET", "cdn", seconds=50, after=6, times=None))
-    words = ["mirror", SOURCE, str(tmp_path / "out"), "-q"]
-    run = start(*words)
-    wait_for(lambda: bool(seeded.faults.fired), run)
-    journal = tmp_path / ".out.tensorport" / "journal.jsonl"
-    wait_for(lambda: b"part" in journal.read_bytes(), run)
-    run.kill()
-    run.wait()
-    seeded.faults.clear()
-    other = start(*words, "--precision", "bfloat16")
+    out = tmp_path / "out"
+    killed(seeded, start, out, reads=FILES + 3)
+    words = ["mirror", SOURCE, str(out), "-q", "--precision", "bfloat16"]
+    other = start(*words)
     _, said = other.communicate(timeout=60)
     assert other.returncode == 5
     assert "another plan" in said
     assert "--restart" in said
-    assert start(*words, "--precision", "bfloat16", "--restart").wait(60) == 0
-    assert contents_of_manifest(tmp_path / "out")["options"]["precision"] == "bfloat16"
+    assert start(*words, "--restart").wait(60) == 0
+    assert contents_of_manifest(out)["options"]["precision"] == "bfloat16"
 
 
 def contents_of_manifest(out: Path) -> dict[str, dict[str, str]]:
@@ -209,27 +203,24 @@ def contents_of_manifest(out: Path) -> dict[str, dict[str, str]]:
     return found
 
 
-def test_a_source_folder_that_changed_is_not_continued(
-    folder: Path, tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
-) -> None:
+def test_a_source_folder_that_changed_is_not_continued(folder: Path, tmp_path: Path) -> None:
     """The same names and shapes, but other weights: what was made of the old ones is refused."""
-    out = tmp_path / ".out.tensorport"
-    (out / "out").mkdir(parents=True)
-    words = ["convert", "--input", str(folder), "--output", str(tmp_path / "out"), "-q"]
-    run = start(*words)
-    journal = out / "journal.jsonl"
-    while run.poll() is None and not (journal.exists() and b"part" in journal.read_bytes()):
-        time.sleep(0.001)
-    run.kill()
-    run.wait()
-    assert journal.exists()
+    out = str(tmp_path / "out")
+
+    def interrupt(event: Event) -> None:
+        if isinstance(event, PartDone):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(str(folder), out, workers=1, on_event=interrupt)
     path = folder / next(iter(WEIGHTS))
     data = bytearray(path.read_bytes())
     data[-1] ^= 0xFF
     path.write_bytes(data)
-    _, said = start(*words).communicate(timeout=60)
-    assert "another plan" in said
-    assert start(*words, "--restart").wait(60) == 0
+    with pytest.raises(DestinationError, match="another plan"):
+        convert(str(folder), out)
+    assert convert(str(folder), out, restart=True).stats.parts_resumed == 0
 
 
 def test_the_hub_sees_the_same_mirror_after_a_kill(
