@@ -1,0 +1,201 @@
+"""Parameters on devices: each process reads what its own devices hold, and no more of it at a time than fits.
+
+What one device needs of a parameter is read once, however many devices need the same. Where that asks the
+Hub for less, what several devices need is read together (slices along a later axis lie in the same rows).
+Shares are read in threads, about `HELD` bytes or one share at a time, and handed to their devices by the
+calling thread, whose `jax.default_device` and `jax.enable_x64` count.
+
+`jax.make_array_from_callback` would hold all of a process' slices of an array on the host before it moves
+the first one; here a slice is moved when it is there.
+
+A slice of a mapped file is handed over as it is. JAX copies it to its device; on a CPU it may use the mapped
+pages themselves, which it never writes to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import jax
+import numpy.typing as npt
+from jax.sharding import Sharding, SingleDeviceSharding
+
+from tensorport_hub.core.decode.cast import is_castable
+from tensorport_hub.core.tensor import DTYPES, DType
+from tensorport_hub.jax.cast import converted
+
+HELD = 256 << 20
+"""Bytes that may be on the host at a time, beside one share that is larger."""
+
+_THREADS = 8
+
+Array = npt.NDArray[Any]
+Box = tuple[tuple[int, int], ...]
+"""A range of every axis."""
+
+_NARROW = {"F64": DTYPES["F32"], "I64": DTYPES["I32"], "U64": DTYPES["U32"]}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Parameters of one shape that are read together.
+
+    Attributes:
+        names: of the parameters.
+        dtype: as stored.
+        shape: of each of them.
+        read: a range of every axis -> that part of each parameter.
+        requested: a range of every axis -> how many bytes `read` asks the Hub for.
+    """
+
+    names: tuple[str, ...]
+    dtype: DType
+    shape: tuple[int, ...]
+    read: Callable[[tuple[slice, ...]], tuple[Array, ...]]
+    requested: Callable[[tuple[slice, ...]], int]
+
+
+@dataclass(frozen=True)
+class _Share:
+    """A box of some parameters that is read at once, and the devices that want parts of it."""
+
+    reading: Reading
+    names: tuple[str, ...]
+    box: Box
+    parts: tuple[tuple[Box, tuple[Any, ...]], ...]
+
+    @property
+    def nbytes(self) -> int:
+        items = prod(stop - start for start, stop in self.box)
+        return items * self.reading.dtype.itemsize * len(self.reading.names)
+
+
+def place(
+    readings: Sequence[Reading], shardings: Mapping[str, Sharding | None], target: DType | None
+) -> dict[str, jax.Array]:
+    """Read parameters, and put them where their shardings say.
+
+    Args:
+        target: what floats are rounded to; None: they stay as they are.
+
+    Raises:
+        LossError: a value that the dtype can't hold.
+    """
+    types = {name: _type(reading.dtype, target) for reading in readings for name in reading.names}
+    shares = [share for reading in readings for share in _shares(reading, shardings)]
+    placed: dict[str, dict[Any, jax.Array]] = {name: {} for reading in readings for name in reading.names}
+
+    def read(share: _Share) -> list[tuple[str, list[Array]]]:
+        blocks = dict(zip(share.reading.names, share.reading.read(_slices(share.box)), strict=True))
+        return [(name, _parts(share, blocks[name], types[name], name)) for name in share.names]
+
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="load") as pool:
+        for batch in _batches(shares):
+            moving: list[jax.Array] = []
+            for share, found in zip(batch, pool.map(read, batch), strict=True):
+                for name, parts in found:
+                    for part, (_, devices) in zip(parts, share.parts, strict=True):
+                        for device in devices:
+                            placed[name][device] = _put(part, device, shardings[name])
+                            moving.append(placed[name][device])
+            for array in moving:
+                array.block_until_ready()
+    return {
+        name: _whole(reading.shape, types[name], shardings[name], placed[name])
+        for reading in readings
+        for name in reading.names
+    }
+
+
+def _put(part: Array, device: Any, sharding: Sharding | None) -> jax.Array:
+    where = None if sharding is None else SingleDeviceSharding(device, memory_kind=sharding.memory_kind)
+    put: jax.Array = jax.device_put(part, where)
+    return put
+
+
+def _type(stored: DType, target: DType | None) -> DType:
+    """What a parameter becomes: as JAX has it, 64 bits only where it was asked to keep them."""
+    wanted = target if target is not None and is_castable(stored) else stored
+    return wanted if jax.config.jax_enable_x64 else _NARROW.get(wanted.name, wanted)  # type: ignore[attr-defined]
+
+
+def _shares(reading: Reading, shardings: Mapping[str, Sharding | None]) -> Iterator[_Share]:
+    """Parameters with one sharding share what is read."""
+    together: dict[Sharding | None, list[str]] = {}
+    for name in reading.names:
+        together.setdefault(shardings[name], []).append(name)
+    for sharding, names in together.items():
+        for boxes in _joined(reading, _boxes(sharding, reading.shape)):
+            yield _Share(reading, tuple(names), _around([box for box, _ in boxes]), tuple(boxes))
+
+
+Wanted = tuple[Box, tuple[Any, ...]]
+
+
+def _boxes(sharding: Sharding | None, shape: tuple[int, ...]) -> list[Wanted]:
+    """What this process' devices hold, and which of them."""
+    if sharding is None:
+        return [(tuple((0, length) for length in shape), (None,))]
+    found: dict[Box, list[Any]] = {}
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
+        slices = index if index is not None else (slice(None),) * len(shape)
+        box = tuple(one.indices(length)[:2] for one, length in zip(slices, shape, strict=True))
+        found.setdefault(box, []).append(device)
+    return [(box, tuple(devices)) for box, devices in found.items()]
+
+
+def _joined(reading: Reading, boxes: Sequence[Wanted]) -> Iterator[list[Wanted]]:
+    """Boxes of the same rows together, where that asks for less than one after another."""
+    rows: dict[tuple[tuple[int, int], ...], list[Wanted]] = {}
+    for wanted in boxes:
+        rows.setdefault(wanted[0][:1], []).append(wanted)
+    for group in rows.values():
+        each = sum(reading.requested(_slices(box)) for box, _ in group)
+        if len(group) > 1 and reading.requested(_slices(_around([box for box, _ in group]))) < each:
+            yield group
+        else:
+            yield from ([wanted] for wanted in group)
+
+
+def _around(boxes: Sequence[Box]) -> Box:
+    """The smallest box that holds them all."""
+    return tuple(
+        (min(start for start, _ in ranges), max(stop for _, stop in ranges))
+        for ranges in zip(*boxes, strict=True)
+    )
+
+
+def _slices(box: Box, origin: Box | None = None) -> tuple[slice, ...]:
+    """A box as an index, counted from where `origin` starts."""
+    starts = [start for start, _ in origin] if origin is not None else [0] * len(box)
+    return tuple(slice(start - at, stop - at) for (start, stop), at in zip(box, starts, strict=True))
+
+
+def _parts(share: _Share, block: Array, dtype: DType, name: str) -> list[Array]:
+    indices: list[tuple[Any, ...]] = [(*_slices(box, share.box), ...) for box, _ in share.parts]
+    return [converted(block[index], share.reading.dtype, dtype, name) for index in indices]
+
+
+def _batches(shares: Sequence[_Share]) -> Iterator[list[_Share]]:
+    """Shares in order, as many at a time as may be held."""
+    batch: list[_Share] = []
+    for share in shares:
+        if batch and sum(one.nbytes for one in batch) + share.nbytes > HELD:
+            yield batch
+            batch = []
+        batch.append(share)
+    if batch:
+        yield batch
+
+
+def _whole(
+    shape: tuple[int, ...], dtype: DType, sharding: Sharding | None, placed: Mapping[Any, jax.Array]
+) -> jax.Array:
+    if sharding is None:
+        return placed[None]
+    arrays = [placed[device] for device in sharding.addressable_devices_indices_map(shape)]
+    return jax.make_array_from_single_device_arrays(shape, sharding, arrays, dtype=dtype.numpy)
