@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tensorport_hub.core import npy
 from tensorport_hub.core.indexing import Axes, Run, block_shape, runs, select
 from tensorport_hub.core.manifest import FileEntry
 from tensorport_hub.core.recipe import Recipe
@@ -119,7 +120,7 @@ class LazyArray:
     def _block(self, axes: Axes) -> Array:
         shape = block_shape(axes)
         if 0 in shape:
-            return np.empty(shape, self.dtype)
+            return npy.empty(shape, self.dtype)
         return self._reader.block(self._wanted(axes), shape, self.dtype)
 
     def _wanted(self, axes: Axes) -> list[_Wanted]:
@@ -163,7 +164,7 @@ class Reader:
             found = self._mapped(wanted[0], dtype)
             if found is not None:
                 return found
-        block = np.empty(shape, dtype)
+        block = npy.empty(shape, dtype)
         requests: list[tuple[_Wanted, Run]] = []
         for one in wanted:
             found = self._mapped(one, dtype)

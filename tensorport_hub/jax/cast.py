@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tensorport_hub.core import npy
 from tensorport_hub.core.decode.cast import Losses, cast
 from tensorport_hub.core.ranges import pieces
 from tensorport_hub.core.tensor import PRECISIONS, DType, shorten
@@ -56,7 +57,7 @@ def converted(values: Array, stored: DType, wanted: DType, name: str) -> Array:
 
 def _rounded(values: Array, stored: DType, wanted: DType) -> tuple[Array, int]:
     flat = np.ascontiguousarray(values).reshape(-1)
-    made, losses = np.empty(flat.shape, wanted.numpy), Losses()
+    made, losses = npy.empty(flat.shape, wanted.numpy), Losses()
     for start, stop in pieces(0, flat.size, _TILE):
         made[start:stop], lost = cast(flat[start:stop], stored, wanted)
         losses.add(lost)

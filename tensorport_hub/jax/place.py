@@ -14,7 +14,8 @@ pages themselves, which it never writes to.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import gc
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
@@ -36,6 +37,12 @@ _THREADS = 8
 Array = npt.NDArray[Any]
 Box = tuple[tuple[int, int], ...]
 """A range of every axis."""
+
+_Wanted = tuple[Box, tuple[Any, ...]]
+"""What some devices hold, and which of them."""
+
+_Placed = dict[Any, jax.Array]
+"""Device -> what it holds of one parameter."""
 
 _NARROW = {"F64": DTYPES["F32"], "I64": DTYPES["I32"], "U64": DTYPES["U32"]}
 
@@ -66,7 +73,7 @@ class _Share:
     reading: Reading
     names: tuple[str, ...]
     box: Box
-    parts: tuple[tuple[Box, tuple[Any, ...]], ...]
+    parts: tuple[_Wanted, ...]
 
     @property
     def nbytes(self) -> int:
@@ -87,28 +94,45 @@ def place(
     """
     types = {name: _type(reading.dtype, target) for reading in readings for name in reading.names}
     shares = [share for reading in readings for share in _shares(reading, shardings)]
-    placed: dict[str, dict[Any, jax.Array]] = {name: {} for reading in readings for name in reading.names}
-
-    def read(share: _Share) -> list[tuple[str, list[Array]]]:
-        blocks = dict(zip(share.reading.names, share.reading.read(_slices(share.box)), strict=True))
-        return [(name, _parts(share, blocks[name], types[name], name)) for name in share.names]
-
+    placed: dict[str, _Placed] = {name: {} for name in types}
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="load") as pool:
         for batch in _batches(shares):
-            moving: list[jax.Array] = []
-            for share, found in zip(batch, pool.map(read, batch), strict=True):
-                for name, parts in found:
-                    for part, (_, devices) in zip(parts, share.parts, strict=True):
-                        for device in devices:
-                            placed[name][device] = _put(part, device, shardings[name])
-                            moving.append(placed[name][device])
-            for array in moving:
-                array.block_until_ready()
+            found = pool.map(lambda share: _read(share, types), batch)
+            _move(zip(batch, found, strict=True), shardings, placed)
+            gc.collect(0)  # JAX lets go of host arrays that it has copied only now, or after a hundred
     return {
         name: _whole(reading.shape, types[name], shardings[name], placed[name])
         for reading in readings
         for name in reading.names
     }
+
+
+def _read(share: _Share, types: Mapping[str, DType]) -> dict[str, list[Array]]:
+    """Name -> its parts, as the devices want them."""
+    reading = share.reading
+    blocks = dict(zip(reading.names, reading.read(_slices(share.box)), strict=True))
+    indices: list[tuple[Any, ...]] = [(*_slices(box, share.box), ...) for box, _ in share.parts]
+    return {
+        name: [converted(blocks[name][index], reading.dtype, types[name], name) for index in indices]
+        for name in share.names
+    }
+
+
+def _move(
+    found: Iterable[tuple[_Share, dict[str, list[Array]]]],
+    shardings: Mapping[str, Sharding | None],
+    placed: Mapping[str, _Placed],
+) -> None:
+    """Parts to their devices; when this returns they are there, and nothing holds what was read."""
+    moving: list[jax.Array] = []
+    for share, parts in found:
+        for name in share.names:
+            for part, (_, devices) in zip(parts[name], share.parts, strict=True):
+                for device in devices:
+                    placed[name][device] = _put(part, device, shardings[name])
+                    moving.append(placed[name][device])
+    for array in moving:
+        array.block_until_ready()
 
 
 def _put(part: Array, device: Any, sharding: Sharding | None) -> jax.Array:
@@ -133,10 +157,7 @@ def _shares(reading: Reading, shardings: Mapping[str, Sharding | None]) -> Itera
             yield _Share(reading, tuple(names), _around([box for box, _ in boxes]), tuple(boxes))
 
 
-Wanted = tuple[Box, tuple[Any, ...]]
-
-
-def _boxes(sharding: Sharding | None, shape: tuple[int, ...]) -> list[Wanted]:
+def _boxes(sharding: Sharding | None, shape: tuple[int, ...]) -> list[_Wanted]:
     """What this process' devices hold, and which of them."""
     if sharding is None:
         return [(tuple((0, length) for length in shape), (None,))]
@@ -148,17 +169,17 @@ def _boxes(sharding: Sharding | None, shape: tuple[int, ...]) -> list[Wanted]:
     return [(box, tuple(devices)) for box, devices in found.items()]
 
 
-def _joined(reading: Reading, boxes: Sequence[Wanted]) -> Iterator[list[Wanted]]:
+def _joined(reading: Reading, boxes: Sequence[_Wanted]) -> Iterator[list[_Wanted]]:
     """Boxes of the same rows together, where that asks for less than one after another."""
-    rows: dict[tuple[tuple[int, int], ...], list[Wanted]] = {}
+    rows: dict[tuple[tuple[int, int], ...], list[_Wanted]] = {}
     for wanted in boxes:
         rows.setdefault(wanted[0][:1], []).append(wanted)
     for group in rows.values():
-        each = sum(reading.requested(_slices(box)) for box, _ in group)
-        if len(group) > 1 and reading.requested(_slices(_around([box for box, _ in group]))) < each:
-            yield group
-        else:
-            yield from ([wanted] for wanted in group)
+        together = len(group) > 1 and (
+            reading.requested(_slices(_around([box for box, _ in group])))
+            < sum(reading.requested(_slices(box)) for box, _ in group)
+        )
+        yield from [group] if together else ([wanted] for wanted in group)
 
 
 def _around(boxes: Sequence[Box]) -> Box:
@@ -175,11 +196,6 @@ def _slices(box: Box, origin: Box | None = None) -> tuple[slice, ...]:
     return tuple(slice(start - at, stop - at) for (start, stop), at in zip(box, starts, strict=True))
 
 
-def _parts(share: _Share, block: Array, dtype: DType, name: str) -> list[Array]:
-    indices: list[tuple[Any, ...]] = [(*_slices(box, share.box), ...) for box, _ in share.parts]
-    return [converted(block[index], share.reading.dtype, dtype, name) for index in indices]
-
-
 def _batches(shares: Sequence[_Share]) -> Iterator[list[_Share]]:
     """Shares in order, as many at a time as may be held."""
     batch: list[_Share] = []
@@ -192,9 +208,7 @@ def _batches(shares: Sequence[_Share]) -> Iterator[list[_Share]]:
         yield batch
 
 
-def _whole(
-    shape: tuple[int, ...], dtype: DType, sharding: Sharding | None, placed: Mapping[Any, jax.Array]
-) -> jax.Array:
+def _whole(shape: tuple[int, ...], dtype: DType, sharding: Sharding | None, placed: _Placed) -> jax.Array:
     if sharding is None:
         return placed[None]
     arrays = [placed[device] for device in sharding.addressable_devices_indices_map(shape)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from jax.sharding import Sharding
+from jax.sharding import NamedSharding, Sharding
 
 from tensorport_hub.core.tensor import shorten
 from tensorport_hub.errors import CheckpointError, UseError, gather
@@ -123,6 +123,8 @@ def _misfit(name: str, shape: tuple[int, ...], sharding: Any) -> str:
         return ""
     if not isinstance(sharding, Sharding):
         return f"{where}: expected a `jax.sharding.Sharding`, got {type(sharding).__name__}"
+    if isinstance(sharding, NamedSharding) and len(sharding.spec) > len(shape):
+        return f"{where} can't be sharded so: {sharding.spec} names {len(sharding.spec)} axes"
     try:
         sharding.shard_shape(shape)
     except ValueError as error:
