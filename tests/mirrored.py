@@ -96,12 +96,14 @@ def write(tensors: Tensors) -> bytes:
     return len(text).to_bytes(8, "little") + text + b"".join(a.tobytes() for _, a in tensors.values())
 
 
-def make_mirror(folder: Path, tensors: Tensors, **options: Any) -> Path:
-    """A mirror of these tensors in `folder`, by the product."""
+def make_mirror(
+    folder: Path, tensors: Tensors, *, config: bytes = b'{"model_type": "none"}\n', **options: Any
+) -> Path:
+    """A mirror of these tensors in `folder`, by the product; the source lies beside it."""
     source = folder.with_name(f"{folder.name}-source")
     source.mkdir(parents=True)
     (source / "model.safetensors").write_bytes(write(tensors))
-    (source / "config.json").write_bytes(b'{"model_type": "none"}\n')
+    (source / "config.json").write_bytes(config)
     convert(str(source), str(folder), **options)
     return folder
 

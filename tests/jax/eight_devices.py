@@ -12,9 +12,11 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, Sharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
+from tensorport_hub import convert
 from tensorport_hub.devhub import DevHub
 from tensorport_hub.errors import UseError
-from tensorport_hub.jax import load_params, place
+from tensorport_hub.jax import load_gpt_oss, load_params, place
+from tests.jax.test_gpt_oss import CHECKPOINT
 from tests.jax.test_params import flat
 from tests.mirrored import Tensors, floats, make_mirror, same
 
@@ -165,3 +167,26 @@ def test_it_computes(source: str) -> None:
     total = jax.jit(lambda tree, x: tree["matrix"] @ x)(params, jnp.ones(48))
     wanted: Any = TENSORS["matrix"][1].astype(np.float32) @ np.ones(48, np.float32)
     assert np.allclose(total, wanted, atol=1e-4)
+
+
+def test_gpt_oss_over_devices(hub: DevHub, tmp_path: Path) -> None:
+    """Rows of gate and up over eight devices: each byte is read once, by two shardings twice."""
+    convert(str(CHECKPOINT), str(tmp_path / "out"))
+    hub.add_repo("me/gpt-oss", tmp_path / "out")
+    whole = flat(load_gpt_oss("me/gpt-oss"))
+    rows, everywhere = NamedSharding(mesh(8), P(None, "x")), NamedSharding(mesh(8), P())
+
+    def spread(name: str, shape: tuple[int, ...]) -> Sharding:
+        return rows if "gate_proj" in name or "up_proj" in name else everywhere
+
+    def half(name: str, shape: tuple[int, ...]) -> Sharding:
+        return rows if "gate_proj" in name else everywhere
+
+    for sharding, times in ((spread, 1), (half, 2)):
+        hub.forget()
+        found = flat(load_gpt_oss("me/gpt-oss", sharding=sharding))
+        assert all(same(array, np.asarray(whole[name])) for name, array in found.items())
+        assert all(array.sharding == sharding(name, array.shape) for name, array in found.items())
+        pairs = sum(a.nbytes for name, a in whole.items() if "gate_proj" in name or "up_proj" in name)
+        others = sum(a.nbytes for a in whole.values()) - pairs
+        assert sum(s.bytes_out for s in hub.seen if s.origin == "cdn") == others + times * pairs
