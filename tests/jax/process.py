@@ -7,7 +7,9 @@ computes a sum over all devices of both processes.
 from __future__ import annotations
 
 import json
+import os
 import sys
+import traceback
 from typing import Any
 
 import jax
@@ -62,4 +64,8 @@ def main(number: str, port: str, repo: str, spec: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    try:
+        main(*sys.argv[1:])
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)  # without waiting for the other process

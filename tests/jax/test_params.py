@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,14 @@ def flat(tree: dict[str, Any]) -> dict[str, jax.Array]:
     return {".".join(key.key for key in way): leaf for way, leaf in leaves}
 
 
+@contextmanager
+def x64(on: bool) -> Iterator[None]:
+    """JAX with 64-bit types, or without."""
+    jax.config.update("jax_enable_x64", on)
+    yield
+    jax.config.update("jax_enable_x64", False)
+
+
 def loaded(folder: Path, tensors: Tensors, **options: Any) -> dict[str, Any]:
     return load_params(make_mirror(folder / "mirror", tensors), **options)
 
@@ -70,8 +80,8 @@ class TestLoaded:
             assert same(found[name], values.astype(NARROW.get(values.dtype, values.dtype))), name
 
     def test_64_bits(self, source: str) -> None:
-        """With x64 on, for the process or in this thread, they stay."""
-        with jax.enable_x64(True):
+        """With x64 on they stay."""
+        with x64(True):
             found = load_params(source)["one"]
         for kind in ("i64", "u64", "f64"):
             assert same(found[kind], TENSORS[f"one.{kind}"][1])
@@ -266,7 +276,7 @@ def test_jnp_load_opens_every_float(mirrors: list[Path]) -> None:
             for name, tensor in opened.manifest["tensors"].items():
                 for stored in tensor["stored"]:
                     rows = opened[name][slice(*stored["rows"])]
-                    with jax.enable_x64(rows.dtype == np.float64):
+                    with x64(rows.dtype == np.float64):
                         assert same(jnp.load(folder / stored["file"]), rows)
 
 
