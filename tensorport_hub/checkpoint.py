@@ -74,6 +74,9 @@ class Checkpoint(Mapping[str, LazyArray]):
             raise KeyError(f"`{shorten(name)}` is no tensor of `{self.name}`{hint}")
         return self._arrays[name]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._arrays
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._arrays)
 

@@ -22,8 +22,8 @@ from tensorport_hub.checkpoint import Checkpoint
 from tensorport_hub.core.tensor import DTYPES, shorten
 from tensorport_hub.errors import CheckpointError, gather
 from tensorport_hub.jax.cast import parse_dtype
-from tensorport_hub.jax.params import Source, opened, reading
-from tensorport_hub.jax.place import Reading, place
+from tensorport_hub.jax.params import Source, alone, opened
+from tensorport_hub.jax.place import Leaves, place
 from tensorport_hub.jax.tree import Shardings, Tree, compare_names, nest, spread
 from tensorport_hub.lazy import LazyArray
 
@@ -58,8 +58,8 @@ def load_gpt_oss(
     target = parse_dtype(dtype)
     with opened(source, revision, token) as checkpoint:
         shapes = _shapes(_config(checkpoint), most=len(checkpoint))
-        readings = _readings(checkpoint, shapes)
-        return nest(place(readings, spread(sharding, shapes), target))
+        every = _leaves(checkpoint, shapes)
+        return nest(place(every, spread(sharding, shapes), target))
 
 
 def _config(checkpoint: Checkpoint) -> Mapping[str, Any]:
@@ -110,10 +110,10 @@ def _shapes(config: Mapping[str, Any], *, most: int) -> Shapes:
     return shapes | {f"model.layers.{n}.{name}": shape for n in layers for name, shape in layer.items()}
 
 
-def _readings(checkpoint: Checkpoint, shapes: Shapes) -> list[Reading]:
+def _leaves(checkpoint: Checkpoint, shapes: Shapes) -> list[Leaves]:
     """How each parameter is read; nothing is read before all of them are known to fit."""
     found = [
-        _gate_and_up(array) if _INTERLEAVED.search(name) and array.ndim > 1 else reading(array)
+        _gate_and_up(array) if _INTERLEAVED.search(name) and array.ndim > 1 else alone(array)
         for name, array in checkpoint.items()
     ]
     there = {name: one.shape for one in found for name in one.names}
@@ -128,7 +128,7 @@ def _readings(checkpoint: Checkpoint, shapes: Shapes) -> list[Reading]:
     return found
 
 
-def _gate_and_up(array: LazyArray) -> Reading:
+def _gate_and_up(array: LazyArray) -> Leaves:
     """Rows of gate and up, interleaved on axis 1: read as one block, taken apart on the host."""
     experts, rows, *rest = array.shape
 
@@ -139,7 +139,7 @@ def _gate_and_up(array: LazyArray) -> Reading:
         block = array[doubled(index)]
         return block[:, 0::2], block[:, 1::2]
 
-    return Reading(
+    return Leaves(
         (array.name.replace("gate_up_proj", "gate_proj"), array.name.replace("gate_up_proj", "up_proj")),
         DTYPES[array.logical_dtype],
         (experts, rows // 2, *rest),

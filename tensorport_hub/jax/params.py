@@ -14,7 +14,7 @@ from tensorport_hub.checkpoint import Checkpoint, open_checkpoint
 from tensorport_hub.core.tensor import DTYPES
 from tensorport_hub.errors import UseError
 from tensorport_hub.jax.cast import parse_dtype
-from tensorport_hub.jax.place import Reading, place
+from tensorport_hub.jax.place import Leaves, place
 from tensorport_hub.jax.tree import Shardings, Tree, check_names, nest, spread
 from tensorport_hub.lazy import LazyArray
 
@@ -59,16 +59,16 @@ def load_params(
         arrays = [checkpoint[name] for name in _included(checkpoint, include)]
         check_names(array.name for array in arrays)
         shardings = spread(sharding, {array.name: array.shape for array in arrays})
-        return nest(place([reading(array) for array in arrays], shardings, target))
+        return nest(place([alone(array) for array in arrays], shardings, target))
 
 
-def reading(array: LazyArray) -> Reading:
+def alone(array: LazyArray) -> Leaves:
     """One tensor by itself."""
 
     def read(index: tuple[slice, ...]) -> tuple[Any]:
         return (array[(*index, ...)],)
 
-    return Reading((array.name,), DTYPES[array.logical_dtype], array.shape, read, array.requested)
+    return Leaves((array.name,), DTYPES[array.logical_dtype], array.shape, read, array.requested)
 
 
 @contextmanager

@@ -48,8 +48,8 @@ _NARROW = {"F64": DTYPES["F32"], "I64": DTYPES["I32"], "U64": DTYPES["U32"]}
 
 
 @dataclass(frozen=True)
-class Reading:
-    """Parameters of one shape that are read together.
+class Leaves:
+    """Parameters of one shape that are read together; most are read alone.
 
     Attributes:
         names: of the parameters.
@@ -70,7 +70,7 @@ class Reading:
 class _Share:
     """A box of some parameters that is read at once, and the devices that want parts of it."""
 
-    reading: Reading
+    leaves: Leaves
     names: tuple[str, ...]
     box: Box
     parts: tuple[_Wanted, ...]
@@ -78,11 +78,11 @@ class _Share:
     @property
     def nbytes(self) -> int:
         items = prod(stop - start for start, stop in self.box)
-        return items * self.reading.dtype.itemsize * len(self.reading.names)
+        return items * self.leaves.dtype.itemsize * len(self.leaves.names)
 
 
 def place(
-    readings: Sequence[Reading], shardings: Mapping[str, Sharding | None], target: DType | None
+    every: Sequence[Leaves], shardings: Mapping[str, Sharding | None], target: DType | None
 ) -> dict[str, jax.Array]:
     """Read parameters, and put them where their shardings say.
 
@@ -92,8 +92,8 @@ def place(
     Raises:
         LossError: a value that the dtype can't hold.
     """
-    types = {name: _type(reading.dtype, target) for reading in readings for name in reading.names}
-    shares = [share for reading in readings for share in _shares(reading, shardings)]
+    types = {name: _type(leaves.dtype, target) for leaves in every for name in leaves.names}
+    shares = [share for leaves in every for share in _shares(leaves, shardings)]
     placed: dict[str, _Placed] = {name: {} for name in types}
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="load") as pool:
         for batch in _batches(shares):
@@ -101,19 +101,19 @@ def place(
             _move(zip(batch, found, strict=True), shardings, placed)
             gc.collect(0)  # JAX lets go of host arrays that it has copied only now, or after a hundred
     return {
-        name: _whole(reading.shape, types[name], shardings[name], placed[name])
-        for reading in readings
-        for name in reading.names
+        name: _whole(leaves.shape, types[name], shardings[name], placed[name])
+        for leaves in every
+        for name in leaves.names
     }
 
 
 def _read(share: _Share, types: Mapping[str, DType]) -> dict[str, list[Array]]:
     """Name -> its parts, as the devices want them."""
-    reading = share.reading
-    blocks = dict(zip(reading.names, reading.read(_slices(share.box)), strict=True))
+    leaves = share.leaves
+    blocks = dict(zip(leaves.names, leaves.read(_slices(share.box)), strict=True))
     indices: list[tuple[Any, ...]] = [(*_slices(box, share.box), ...) for box, _ in share.parts]
     return {
-        name: [converted(blocks[name][index], reading.dtype, types[name], name) for index in indices]
+        name: [converted(blocks[name][index], leaves.dtype, types[name], name) for index in indices]
         for name in share.names
     }
 
@@ -147,14 +147,14 @@ def _type(stored: DType, target: DType | None) -> DType:
     return wanted if jax.config.jax_enable_x64 else _NARROW.get(wanted.name, wanted)  # type: ignore[attr-defined]
 
 
-def _shares(reading: Reading, shardings: Mapping[str, Sharding | None]) -> Iterator[_Share]:
+def _shares(leaves: Leaves, shardings: Mapping[str, Sharding | None]) -> Iterator[_Share]:
     """Parameters with one sharding share what is read."""
     together: dict[Sharding | None, list[str]] = {}
-    for name in reading.names:
+    for name in leaves.names:
         together.setdefault(shardings[name], []).append(name)
     for sharding, names in together.items():
-        for boxes in _joined(reading, _boxes(sharding, reading.shape)):
-            yield _Share(reading, tuple(names), _around([box for box, _ in boxes]), tuple(boxes))
+        for boxes in _joined(leaves, _boxes(sharding, leaves.shape)):
+            yield _Share(leaves, tuple(names), _around([box for box, _ in boxes]), tuple(boxes))
 
 
 def _boxes(sharding: Sharding | None, shape: tuple[int, ...]) -> list[_Wanted]:
@@ -169,15 +169,15 @@ def _boxes(sharding: Sharding | None, shape: tuple[int, ...]) -> list[_Wanted]:
     return [(box, tuple(devices)) for box, devices in found.items()]
 
 
-def _joined(reading: Reading, boxes: Sequence[_Wanted]) -> Iterator[list[_Wanted]]:
+def _joined(leaves: Leaves, boxes: Sequence[_Wanted]) -> Iterator[list[_Wanted]]:
     """Boxes of the same rows together, where that asks for less than one after another."""
     rows: dict[tuple[tuple[int, int], ...], list[_Wanted]] = {}
     for wanted in boxes:
         rows.setdefault(wanted[0][:1], []).append(wanted)
     for group in rows.values():
         together = len(group) > 1 and (
-            reading.requested(_slices(_around([box for box, _ in group])))
-            < sum(reading.requested(_slices(box)) for box, _ in group)
+            leaves.requested(_slices(_around([box for box, _ in group])))
+            < sum(leaves.requested(_slices(box)) for box, _ in group)
         )
         yield from [group] if together else ([wanted] for wanted in group)
 
@@ -199,11 +199,13 @@ def _slices(box: Box, origin: Box | None = None) -> tuple[slice, ...]:
 def _batches(shares: Sequence[_Share]) -> Iterator[list[_Share]]:
     """Shares in order, as many at a time as may be held."""
     batch: list[_Share] = []
+    held = 0
     for share in shares:
-        if batch and sum(one.nbytes for one in batch) + share.nbytes > HELD:
+        if batch and held + share.nbytes > HELD:
             yield batch
-            batch = []
+            batch, held = [], 0
         batch.append(share)
+        held += share.nbytes
     if batch:
         yield batch
 
