@@ -36,7 +36,7 @@ def load_params(
     of it on the host at a time.
 
     Args:
-        source: `org/name`, a folder, or an opened checkpoint.
+        source: `org/name`, a folder, or an opened checkpoint (of `verify=True`, each file is proven first).
         revision, token: as of `open_checkpoint`.
         dtype: `bfloat16`, `float16` or `float32`: floats are rounded to it, once; None: as they are stored.
         sharding: one for all, a tree like the result, or a function of name and shape; None: JAX's default

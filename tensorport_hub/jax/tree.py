@@ -21,6 +21,10 @@ Shardings = Sharding | Mapping[str, Any] | Callable[[str, tuple[int, ...]], Shar
 """One for all, a tree like the parameters, or a function of name and shape; None: JAX's default device."""
 
 
+_LISTED = 1000
+"""Names that an error lists: all of a model's, as a rule."""
+
+
 def nest(flat: Mapping[str, Any]) -> Tree:
     """Names split at their dots."""
     tree: Tree = {}
@@ -73,7 +77,7 @@ def compare_names(
     problems = [f"`{shorten(name)}` is missing in {what}" for name in sorted(names - there)]
     problems += [f"`{shorten(name)}` in {what} is one too many" for name in sorted(there - names)]
     if problems:
-        raise gather(kind, problems, hint=hint)
+        raise gather(kind, problems, hint=hint, most=_LISTED)
 
 
 def spread(shardings: Shardings, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Sharding | None]:

