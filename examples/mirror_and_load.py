@@ -1,34 +1,21 @@
-"""Mirror a model, load it as JAX arrays by its manifest: `python mirror_and_load.py org/model me/npy`."""
+"""Mirror a model and load it as JAX arrays: `python mirror_and_load.py org/model me/model-npy`."""
 
 from __future__ import annotations
 
-import json
 import sys
-from pathlib import Path
 
 import jax
-import jax.numpy as jnp
-from huggingface_hub import snapshot_download
 
 from tensorport_hub import mirror
-
-
-def load(folder: Path) -> dict[str, jax.Array]:
-    """Every tensor of a mirror; the parts of a cut one are joined."""
-    tensors = json.loads((folder / "manifest.json").read_bytes())["tensors"]
-    params = {}
-    for name, tensor in tensors.items():
-        parts = [jnp.load(folder / stored["file"]) for stored in tensor["stored"]]
-        params[name] = parts[0] if len(parts) == 1 else jnp.concatenate(parts)
-    return params
+from tensorport_hub.jax import load_params
 
 
 def main(source: str, destination: str) -> None:
     result = mirror(source, destination)
-    print(result.commit_url)
-    params = load(Path(snapshot_download(result.destination)))
-    for name, array in params.items():
-        print(name, array.dtype, array.shape)
+    print(result.commit_url or result.destination)
+    params = load_params(result.destination)
+    for path, array in jax.tree_util.tree_leaves_with_path(params):
+        print(".".join(key.key for key in path), array.dtype, array.shape)
 
 
 if __name__ == "__main__":

@@ -11,10 +11,20 @@ __version__ = "0.1.0"
 
 _VERBS = ("convert", "inspect", "mirror", "plan", "verify")
 
-__all__ = ["TensorportError", "__version__", "convert", "inspect", "mirror", "plan", "verify"]
+__all__ = [
+    "TensorportError",
+    "__version__",
+    "convert",
+    "inspect",
+    "mirror",
+    "open_checkpoint",
+    "plan",
+    "verify",
+]
 
 if TYPE_CHECKING:
     from tensorport_hub.api import convert, inspect, mirror, plan, verify
+    from tensorport_hub.checkpoint import open_checkpoint
     from tensorport_hub.errors import TensorportError
 
 
@@ -23,6 +33,10 @@ def __getattr__(name: str) -> Any:
         from tensorport_hub import api
 
         return getattr(api, name)
+    if name == "open_checkpoint":
+        from tensorport_hub.checkpoint import open_checkpoint
+
+        return open_checkpoint
     if name == "TensorportError":
         from tensorport_hub.errors import TensorportError
 

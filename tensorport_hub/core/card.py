@@ -139,13 +139,28 @@ def _losses(plan: Plan, losses: Mapping[int, Losses]) -> str:
 def _use(plan: Plan) -> str:
     if not plan.parts:
         return ""
+    names = (recipe.name for recipe in plan.recipes if recipe.shape and encode(recipe.name) == recipe.name)
+    name = next(names, None)
+    rows = (
+        f'rows = open_checkpoint("OWNER/NAME")["{name}"][:8]  # reads these rows alone\n'
+        if name is not None
+        else 'arrays = open_checkpoint("OWNER/NAME")  # name -> lazy array\n'
+    )
     return (
         "## Load it\n\n"
+        f"With {_HOME}, by range from here, or from a downloaded folder:\n\n"
+        "```python\n"
+        "from tensorport_hub import open_checkpoint\n"
+        "from tensorport_hub.jax import load_params\n\n"
+        'params = load_params("OWNER/NAME")  # this repository\'s id, or a folder; `sharding=` spreads them\n'
+        + rows
+        + "```\n\n"
+        "With JAX alone:\n\n"
         "```python\n"
         "import json, pathlib\n"
         "import jax.numpy as jnp\n"
         "from huggingface_hub import snapshot_download\n\n"
-        'folder = pathlib.Path(snapshot_download("OWNER/NAME"))  # this repository\'s id\n'
+        'folder = pathlib.Path(snapshot_download("OWNER/NAME"))\n'
         f'array = jnp.load(folder / "{plan.parts[0].path}")\n\n'
         'tensors = json.loads((folder / "manifest.json").read_text())["tensors"]\n'
         "params = {\n"

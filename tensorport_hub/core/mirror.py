@@ -29,6 +29,9 @@ _OID = re.compile(r"[0-9a-f]{40}")
 _SHARD = re.compile(r"(?:^|/)shard_(\d+)/")
 _LARGEST = 1 << 62
 
+FORMATS = ("numpy-direct",)
+"""What this version writes, and reads back."""
+
 T = TypeVar("T")
 
 
@@ -74,6 +77,8 @@ def read(data: bytes) -> Mirror:
 
 
 def _mirror(text: Mapping[str, Any]) -> Mirror:
+    if text.get("format") not in FORMATS:
+        raise _wrong("format", f"one of {', '.join(f'`{name}`' for name in FORMATS)}", text.get("format"))
     source = _object(text.get("source"), "source")
     weights, digests, verified = _source_files(source)
     listed = _listed(text)

@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import struct
 from math import prod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from tensorport_hub.core.tensor import DType
 
@@ -40,3 +44,11 @@ def header(dtype: DType, shape: tuple[int, ...]) -> bytes:
 def nbytes(dtype: DType, shape: tuple[int, ...]) -> int:
     """Bytes of the whole file."""
     return len(header(dtype, shape)) + prod(shape) * dtype.itemsize
+
+
+def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """An array in memory, aligned like one in a file; like one in a file it can be used without a copy."""
+    size = prod(shape) * dtype.itemsize
+    room = np.empty(size + _ALIGN, np.uint8)
+    start = -room.ctypes.data % _ALIGN
+    return room[start : start + size].view(dtype).reshape(shape)

@@ -15,11 +15,19 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
 import httpx2
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    constants,
+    get_token,
+    try_to_load_from_cache,
+)
 from huggingface_hub._commit_api import _fetch_upload_modes
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -37,7 +45,7 @@ from tensorport_hub.core.digest import SourceFile
 from tensorport_hub.core.filenames import is_inside
 from tensorport_hub.core.tensor import shorten
 from tensorport_hub.edge.http import Refusal, failure
-from tensorport_hub.errors import DestinationError, TensorportError, UseError
+from tensorport_hub.errors import DestinationError, SourceError, TensorportError, UseError
 from tensorport_hub.ports import Receipt
 
 T = TypeVar("T")
@@ -129,6 +137,21 @@ class HubClient:
             return bytes(response.content)
 
         return self.call(lambda api: get(), f"`{path}` of `{repo_id}`", DestinationError)
+
+    @property
+    def offline(self) -> bool:
+        """Whether the user wants nothing but the cache (`HF_HUB_OFFLINE`)."""
+        return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
+
+    def find_cached(self, repo_id: str, path: str, revision: str) -> Path | None:
+        """A file of a snapshot in the Hugging Face cache, where any tool downloaded it; never a request."""
+        home = os.environ.get("HF_HOME")
+        folder = os.environ.get("HF_HUB_CACHE") or (home and os.path.join(home, "hub"))
+        with _translated(f"repository `{repo_id}`", SourceError):
+            found = try_to_load_from_cache(
+                repo_id, path, cache_dir=folder or constants.HF_HUB_CACHE, revision=revision
+            )
+        return Path(found) if isinstance(found, str) else None
 
     def create_repo(self, repo_id: str, *, private: bool) -> None:
         self.call(

@@ -168,11 +168,24 @@ def test_it_says_what_is_in_it():
     assert "What rounding cost" not in text
 
 
-def test_the_snippet_is_python():
-    """The code that the card shows parses, and its path is the first part's."""
-    (code,) = re.findall(r"```python\n(.*?)```", made(example()), re.DOTALL)
-    compile(code, "card", "exec")
-    assert f'"{example().parts[0].path}"' in code
+def test_the_snippets_are_python():
+    """The code that the card shows parses, and names the first part's path and a tensor."""
+    ours, plain = re.findall(r"```python\n(.*?)```", made(example()), re.DOTALL)
+    for code in (ours, plain):
+        compile(code, "card", "exec")
+    assert "load_params(" in ours
+    assert 'open_checkpoint("OWNER/NAME")["x"][:8]' in ours
+    assert f'"{example().parts[0].path}"' in plain
+
+
+@pytest.mark.parametrize("name", ['"]; import os; x["', "```", "a\nb", "ünï", "\\"], ids=ascii)
+def test_only_plain_names_get_into_code(name):
+    """A name that would need quoting stays out of the code, which is python all the same."""
+    text = made(plan_of({"m.safetensors": [(name, "F32", (3,))]}))
+    ours, plain = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    for code in (ours, plain):
+        compile(code, "card", "exec")
+    assert 'open_checkpoint("OWNER/NAME")  # name' in ours
 
 
 def test_without_parts_there_is_nothing_to_load():

@@ -1,0 +1,62 @@
+"""What README and model card tell a reader to type, typed."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tensorport_hub import mirror
+from tensorport_hub.demo import tiny_gpt_oss
+from tensorport_hub.devhub import DevHub
+
+ROOT = Path(__file__).parents[2]
+PUBLISHED = "me/gpt-oss-20b-npy"
+
+
+@pytest.fixture
+def published(hub: DevHub) -> DevHub:
+    """A tiny gpt-oss, mirrored under the name that the README uses."""
+    hub.add_repo("openai/gpt-oss-20b", tiny_gpt_oss())
+    mirror("openai/gpt-oss-20b", PUBLISHED)
+    return hub
+
+
+def typed(code: str, home: Path) -> str:
+    """What a fresh interpreter says to code."""
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=home.parent,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+def test_the_readme(published: DevHub, home: Path) -> None:
+    """Loading, loading over devices, and rows of a lazy array, as they stand there."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = text.partition("## Load it in JAX\n")[2].partition("\n## ")[0]
+    blocks = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    assert len(blocks) == 3
+    code = "\n".join(blocks)
+    said = typed(f"{code}\nprint(rows.shape, len(params['model']['layers']), type(config).__name__)", home)
+    assert said.strip() == "(64, 320) 4 bytes"
+
+
+def test_the_card(published: DevHub, home: Path) -> None:
+    """Both ways to load, with this repository's id put in: they give the same parameters."""
+    card = published.read(PUBLISHED, "README.md").decode()
+    ours, plain = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    both = f"{ours}\ntree = params\n{plain}\n".replace("OWNER/NAME", PUBLISHED)
+    check = (
+        "print(len(params), bool((tree['lm_head']['weight'] == params['lm_head.weight']).all()), len(rows))"
+    )
+    assert typed(both + check, home).strip() == "71 True 8"
