@@ -7,7 +7,6 @@ multipart transfer (`chunk_size` and numbered URLs in the upload header).
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -21,7 +20,8 @@ from urllib.parse import urlsplit
 from tensorport_hub.edge.http import Http, failure
 from tensorport_hub.edge.hub_client import HubClient, LfsUpload
 from tensorport_hub.edge.retry import retried
-from tensorport_hub.errors import DestinationError, LimitError
+from tensorport_hub.edge.staging import Spool, Staging
+from tensorport_hub.errors import DestinationError
 from tensorport_hub.ports import Receipt, Report
 
 _JSON = {"Accept": "application/vnd.git-lfs+json", "Content-Type": "application/vnd.git-lfs+json"}
@@ -32,10 +32,12 @@ class LfsSession:
 
     def __init__(self, client: HubClient, http: Http, repo_id: str, *, max_disk: int, report: Report) -> None:
         self.client, self.http, self.repo_id, self.report = client, http, repo_id, report
-        self._max_disk, self._used = max_disk, 0
-        self._changed = threading.Condition()
+        self._staging = Staging(
+            max_disk=max_disk,
+            otherwise="raise `--max-disk`, lower `--shard-size`, or use `--transfer xet`: it stages nothing",
+        )
         self.closed = threading.Event()
-        self.folder = tempfile.mkdtemp(prefix="tensorport-lfs-")
+        self._folder = tempfile.mkdtemp(prefix="tensorport-lfs-")
 
     def open(self, path: str, size: int) -> LfsSpool:
         """Wait until `size` bytes of staging are free.
@@ -43,64 +45,30 @@ class LfsSession:
         Raises:
             LimitError: they never will be.
         """
-        if size > self._max_disk:
-            raise LimitError(
-                f"`{path}` does not fit the staging space: expected at most {self._max_disk} bytes,"
-                f" got {size}",
-                hint="raise `--max-disk`, lower `--shard-size`, or use `--transfer xet`: it stages nothing",
-            )
-        with self._changed:
-            self._changed.wait_for(lambda: self._used + size <= self._max_disk)
-            self._used += size
-        return LfsSpool(self, path, size)
-
-    def release(self, size: int) -> None:
-        with self._changed:
-            self._used -= size
-            self._changed.notify_all()
+        self._staging.reserve(path, size)
+        # closed by `abort`, which every writer ends with
+        file = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115
+        return LfsSpool(self, self._staging, path, size, file)
 
     def close(self) -> None:
         self.closed.set()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
-class LfsSpool:
-    """One file: written to the spool, hashed on the way, sent when finished."""
+class LfsSpool(Spool):
+    """One file on its way to the Hub."""
 
-    def __init__(self, session: LfsSession, path: str, size: int) -> None:
-        self._session, self._path, self._size = session, path, size
-        self._sha256 = hashlib.sha256()
-        self._written = 0
-        self._open = True
-        # closed by `abort`, which every writer ends with
-        self._file: IO[bytes] = tempfile.TemporaryFile(dir=session.folder, buffering=0)  # noqa: SIM115
+    def __init__(self, session: LfsSession, staging: Staging, path: str, size: int, file: IO[bytes]) -> None:
+        super().__init__(staging, path, size, file)
+        self._session = session
 
-    def write(self, block: memoryview) -> None:
-        try:
-            done = 0
-            while done < block.nbytes:
-                done += self._file.write(block[done:])
-        except OSError as error:
-            raise LimitError(
-                f"staging `{self._path}` failed: {error.strerror}", hint="free disk space"
-            ) from None
-        self._sha256.update(block)
-        self._written += block.nbytes
-
-    def finish(self) -> Receipt:
-        if self._written != self._size:
-            raise DestinationError(
-                f"`{self._path}` has the wrong length: expected {self._size} bytes, got {self._written}"
-            )
-        receipt = Receipt(self._path, self._size, self._sha256.hexdigest())
+    def send(self, receipt: Receipt) -> None:
         try:
             self._upload(receipt)
         except DestinationError as error:
             if error.transient:
                 raise
             self._upload(receipt)  # the link may have expired, or the bytes were damaged on the way
-        self.abort()
-        return receipt
 
     def _upload(self, receipt: Receipt) -> None:
         session = self._session
@@ -158,12 +126,6 @@ class LfsSpool:
         if response.status >= 300:
             raise failure(response.status, response.headers, f"upload of `{self._path}`", DestinationError)
         return response.headers
-
-    def abort(self) -> None:
-        if self._open:
-            self._open = False
-            self._file.close()
-            self._session.release(self._size)
 
 
 class _Slice(io.RawIOBase):
