@@ -54,6 +54,7 @@ def mirror(
     restart: bool = False,
     create_pr: bool = False,
     branch: str | None = None,
+    author: str | None = None,
     commit_message: str | None = None,
     token: str | None = None,
     on_event: Callable[[Event], object] | None = None,
@@ -64,7 +65,8 @@ def mirror(
 
     Args:
         source: `org/model`, `org/model@revision`, `hf://org/model@revision/subfolder`, or a folder.
-        destination: `org/name` or a folder; by default `<me>/<model>-npy`.
+        destination: `org/name`, a folder, or a git remote (`git+https://host/repo.git`, `git@host:repo`);
+            by default `<me>/<model>-npy`.
         revision: branch, tag or commit of the source.
         precision: `keep`, `bfloat16`, `float16` or `float32`; floats only.
         quantized: `decode`, or `keep`: packed tensors are copied as stored, under their stored names.
@@ -83,7 +85,8 @@ def mirror(
         checkpoint_every: bytes that a crash may cost; a mirror of fewer is published by one commit.
         restart: give up what an interrupted run left, and make again what the destination holds already.
         create_pr: leave an open pull request instead of merging it.
-        branch: publish there instead of on `main`.
+        branch: publish there instead of on `main`, or a git remote's default branch.
+        author: of a git remote's commits, `Name <mail>`; by default as git is configured.
         commit_message: of the commit, and title of the pull request.
         token: for source and destination; by default the one that you are logged in with.
         on_event: called with every event of `tensorport_hub.ports`, from any thread.
@@ -146,6 +149,7 @@ def plan(
     checkpoint_every: str | int = "20GB",
     create_pr: bool = False,
     branch: str | None = None,
+    author: str | None = None,
     token: str | None = None,
     on_event: Callable[[Event], object] | None = None,
 ) -> PlanResult:
@@ -187,7 +191,7 @@ def verify(
     """Prove that a mirror is what its manifest says; nothing of it is downloaded unless asked for.
 
     Args:
-        destination: `org/name`, a folder, or a git clone of a mirror.
+        destination: `org/name`, a folder, a git remote, or a git clone of a mirror.
         revision: branch, tag, commit or pull request (`refs/pr/3`) of the mirror.
         deep: read every byte.
         against_source: compare with the source's own digests, make tensors again from it, and compare them.
@@ -290,6 +294,7 @@ def _publication(given: Mapping[str, Any], options: Options) -> Publication:
         given.get("restart", False),
         parse_size(given["checkpoint_every"]),
         2 * options.shard_size if max_disk is None else parse_size(max_disk),
+        given["author"],
     )
 
 

@@ -20,13 +20,14 @@ from typing import Self, TypeVar
 
 from tensorport_hub.core import manifest, npy, proof
 from tensorport_hub.core.digest import SourceFile, blob_oid
-from tensorport_hub.core.location import FolderLocation, parse_destination
+from tensorport_hub.core.location import FolderLocation, GitLocation, parse_destination
 from tensorport_hub.core.manifest import FileEntry
 from tensorport_hub.core.mirror import Mirror
 from tensorport_hub.core.mirror import read as read_mirror
 from tensorport_hub.core.plan import Part
 from tensorport_hub.core.proof import Fault
 from tensorport_hub.core.tiles import demand
+from tensorport_hub.edge.git_source import GitSource
 from tensorport_hub.edge.hub_client import HubClient
 from tensorport_hub.edge.hub_source import HubSource
 from tensorport_hub.edge.journal import Unkept
@@ -72,6 +73,8 @@ class Audit:
                 raise UseError(f"folder `{destination}` has no revision `{revision}`")
             path = parse_folder(location.path)
             return str(path), _theirs(lambda: LocalSource(path, pointers=True))
+        if isinstance(location, GitLocation):
+            return location.url, GitSource(location.url, revision, self._meter)
         client = HubClient(token=self._token)
         state = retried(lambda: client.repo_state(location.repo_id, revision, DestinationError), self._meter)
         return location.repo_id, HubSource(client, state, read_seconds=read_seconds(), report=self._meter)

@@ -5,6 +5,7 @@ One class a kind of destination. Everything that can be refused is refused befor
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from tensorport_hub.core.plan import Plan
 from tensorport_hub.edge.local_sink import LocalSink, check_folder, listing
 from tensorport_hub.errors import TensorportError, UseError
 from tensorport_hub.ports import Journal, Published, Sink
+
+_AUTHOR = re.compile(r"[^<>\x00-\x1f]*[^<>\s] <[^<>\x00-\x20]+>")
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Publication:
         restart: give up what an interrupted run left.
         checkpoint_every: bytes that a crash may cost.
         max_disk: bytes that may be staged.
+        author: of a git remote's commits, as `Name <mail>`; None: as git is configured.
     """
 
     private: bool | None
@@ -44,6 +48,7 @@ class Publication:
     restart: bool
     checkpoint_every: int
     max_disk: int
+    author: str | None = None
 
     def __post_init__(self) -> None:
         if self.transfer not in ("auto", "xet", "lfs"):
@@ -52,6 +57,8 @@ class Publication:
             raise UseError("`--pr` and `--branch` exclude each other: pull requests go to `main`")
         if self.checkpoint_every < 1:
             raise UseError("`--checkpoint-every` must be positive")
+        if self.author is not None and not _AUTHOR.fullmatch(self.author):
+            raise UseError(f"`{self.author}` is no author: expected `Name <mail>`")
 
     def title(self, plan: Plan) -> str:
         """The first line of what the commit says."""
@@ -81,6 +88,8 @@ class Destination(Protocol):
     """Whether the result will be closed; None where that means nothing."""
     streams: bool
     """Whether bytes go out as they come, so that a writer buffers much but the disk holds nothing."""
+    stages: bool
+    """Whether files wait on the disk before they go out."""
 
     def check(self, plan: Plan, paths: Sequence[str]) -> None:
         """Refuse a plan that this place can't hold; `paths` are all files of the mirror."""
@@ -94,12 +103,15 @@ class Destination(Protocol):
     def open(self, plan: Plan, key: str, *, writers: int) -> Opened:
         """Begin, or continue what an interrupted run of the plan `key` left."""
 
+    def close(self) -> None:
+        """Give back what was held to look; never raises."""
+
 
 class FolderDestination:
     """A folder of this machine."""
 
     private: bool | None = None
-    streams = False
+    streams = stages = False
 
     def __init__(self, path: Path, publication: Publication) -> None:
         self._path, self._publication = path, publication
@@ -128,6 +140,9 @@ class FolderDestination:
         parts = range(len(plan.parts))
         sink = LocalSink(self._path, key=key, parts=parts, restart=self._publication.restart)
         return Opened(sink, sink.journal)
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 def whole(data: bytes, files: Sequence[SourceFile], plan: Plan) -> Mirror | None:

@@ -57,6 +57,7 @@ class HubDestination:
         self._manifests: dict[str, bytes] = {}
         self.name = repo_id
         self.streams = publication.transfer != "lfs"
+        self.stages = not self.streams
         self._there = self._look()
         self.exists = self._there is not None
         self._wanted = closed if publication.private is None else publication.private
@@ -182,6 +183,9 @@ class HubDestination:
             opened = Opened(sink, journal, self._finish(sink, plan))
             undo.pop_all()
         return opened
+
+    def close(self) -> None:
+        """Nothing is held."""
 
     def _target(self) -> HubRef:
         """The branch that readers see; the repository and it are made where they are missing."""

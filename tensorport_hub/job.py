@@ -8,12 +8,19 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 
 from tensorport_hub.core import card, manifest, model_config
 from tensorport_hub.core.journal import Progress, remaining
-from tensorport_hub.core.location import FolderLocation, HubLocation, Location, parse_destination
+from tensorport_hub.core.location import (
+    FolderLocation,
+    GitLocation,
+    HubLocation,
+    Location,
+    parse_destination,
+)
 from tensorport_hub.core.mirror import Mirror
 from tensorport_hub.core.mirror import read as read_mirror
 from tensorport_hub.core.plan import Options
@@ -22,6 +29,7 @@ from tensorport_hub.core.selection import QUANTIZATION_CONFIGS
 from tensorport_hub.core.size import parse_size
 from tensorport_hub.core.tiles import demand
 from tensorport_hub.destination import Destination, FolderDestination, Opened, Publication
+from tensorport_hub.edge.git import require_git
 from tensorport_hub.edge.hub_source import HubSource
 from tensorport_hub.edge.hub_xet import STREAM_NBYTES
 from tensorport_hub.edge.local import parse_folder
@@ -29,6 +37,7 @@ from tensorport_hub.edge.retry import retried
 from tensorport_hub.engine import Outcome
 from tensorport_hub.engine.budget import Allotment, allot
 from tensorport_hub.errors import UseError
+from tensorport_hub.git_destination import GitDestination
 from tensorport_hub.hub_destination import HubDestination
 from tensorport_hub.meter import Meter, peak_memory
 from tensorport_hub.ports import Published, Sink
@@ -75,22 +84,35 @@ class Job(Reading):
         self.limits, self._publication = limits, publication
         given = parse_destination(destination) if destination is not None else None
         _refuse_same(source_location(source, revision), given)
+        if isinstance(given, GitLocation):
+            require_git()
         super().__init__(source, revision, token, options, meter)
-        try:
+        with ExitStack() as undo:
+            undo.callback(self.source.close)
             self.destination = self._destination(given or self._default_destination())
+            undo.callback(self.destination.close)
             paths = [part.path for part in self.plan.parts]
             paths += [carried.path for carried in self.survey.carried]
             self.destination.check(self.plan, [*paths, card.PATH, manifest.PATH])
             self.allotment()
-        except BaseException:
-            self.source.close()
-            raise
+            undo.pop_all()
+
+    def close(self) -> None:
+        super().close()
+        self.destination.close()
 
     def _default_destination(self) -> Location:
         me = retried(self.client.whoami, self.meter)
         return HubLocation(f"{me}/{self.name.rstrip('/').rpartition('/')[2]}-npy")
 
-    def _destination(self, location: Location) -> Destination:
+    def _destination(self, location: Location | GitLocation) -> Destination:
+        closed = isinstance(self.source, HubSource) and (self.source.private or self.source.gated)
+        if isinstance(location, GitLocation):
+            return GitDestination(
+                location.url, self._publication, source=self.name, closed=closed, report=self.meter
+            )
+        if self._publication.author is not None:
+            raise UseError("`--author` is of a git remote's commits, this destination is none")
         if isinstance(location, FolderLocation):
             return FolderDestination(parse_folder(location.path), self._publication)
         return HubDestination(
@@ -98,7 +120,7 @@ class Job(Reading):
             location.repo_id,
             self._publication,
             source=self.name,
-            closed=isinstance(self.source, HubSource) and (self.source.private or self.source.gated),
+            closed=closed,
             read_seconds=read_seconds(),
             report=self.meter,
         )
@@ -129,7 +151,6 @@ class Job(Reading):
         """What a run would do."""
         plan, allotment, destination = self.plan, self.allotment(), self.destination
         largest = max((part.size for part in plan.parts), default=0)
-        staged = self._publication.transfer == "lfs" and isinstance(destination, HubDestination)
         return PlanResult(
             plan,
             self.name,
@@ -147,7 +168,7 @@ class Job(Reading):
             plan.shards,
             plan.bytes_out,
             self.limits.max_memory,
-            min(self._publication.max_disk, allotment.workers * largest) if staged else 0,
+            min(self._publication.max_disk, allotment.workers * largest) if destination.stages else 0,
             tuple(self.meter.warnings),
         )
 
@@ -224,7 +245,7 @@ class Job(Reading):
         )
 
 
-def _refuse_same(source: Location, destination: Location | None) -> None:
+def _refuse_same(source: Location, destination: Location | GitLocation | None) -> None:
     same = False
     if isinstance(source, HubLocation) and isinstance(destination, HubLocation):
         same = source.repo_id.lower() == destination.repo_id.lower()

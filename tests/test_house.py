@@ -34,6 +34,7 @@ FLOORS = {
     "files": 5,
     "lazy": 6,
     "hub_destination": 6,
+    "git_destination": 6,
     "job": 7,
     "audit": 7,
     "checkpoint": 7,
@@ -58,6 +59,10 @@ IN_EDGE = {
     "edge.hub_pulls": 2,
     "edge.hub_work": 3,
     "edge.hub_journal": 4,
+    "edge.git": 1,
+    "edge.git_remote": 2,
+    "edge.git_lfs": 3,
+    "edge.git_work": 4,
 }
 """What lies below its siblings in `edge`, and how deep; all others lie on top, side by side."""
 
@@ -244,6 +249,7 @@ def test_core_does_no_io(module):
 
 
 DOORS = {
+    "git": {"edge.git"},
     "huggingface_hub": {"edge.hub_client", "edge.hub_xet", "demo"},  # the demo reads back as a user would
     "hf_xet": {"edge.hub_client", "edge.hub_xet"},
     "jax": {module for module in MODULES if room(module) == "jax"},

@@ -118,6 +118,7 @@ _hub_options = _group(
     ),
     click.option("--pr", "create_pr", is_flag=True, help="Leave an open pull request."),
     click.option("--branch", metavar="B", help="Publish on this branch (main)."),
+    click.option("--author", metavar="WHO", help="Of a git remote's commits: `Name <mail>` (git's own)."),
 )
 _restart_option = click.option(
     "--restart/--resume", default=False, help="Begin anew, or continue an interrupted run (--resume)."
@@ -152,7 +153,8 @@ def mirror(src: str, dst: str | None, **options: Any) -> None:
     """Read SRC range by range, decode it, publish it as DST.
 
     SRC is org/model, org/model@revision, hf://org/model@revision/subfolder or a folder. DST is org/name
-    on the Hub (default: YOU/model-npy) or a folder such as ./out.
+    on the Hub (default: YOU/model-npy), a folder such as ./out, or a git remote with LFS:
+    git+https://host/repo.git, git@host:repo.git, git+file:///path/repo.git.
     """
     _mirror(src, dst, options)
 
@@ -245,7 +247,7 @@ def inspect(src: str, every: bool, **options: Any) -> None:
 @_token_option
 @_output_options
 def verify(dst: str, **options: Any) -> None:
-    """Prove that DST (org/name, a folder, a git clone) is what its manifest says.
+    """Prove that DST (org/name, a folder, a git remote or clone) is what its manifest says.
 
     Without options nothing of it is downloaded: sizes and digests are those that the Hub states itself.
     """

@@ -1,7 +1,10 @@
-"""What SRC and DST mean: `org/model`, `org/model@revision`, `hf://org/model@rev/subfolder`, or a folder.
+"""What SRC and DST mean: `org/model`, `org/model@revision`, `hf://org/model@rev/subfolder`, or a folder; DST
+may be a git remote too: `git+https://host/repo.git`, `git+ssh://git@host/repo.git`, `git@host:repo.git`,
+`git+file:///path/repo.git`.
 
 A folder is anything that starts with `/`, `.`, `~` or a drive letter; for SRC also the name of a folder that
-exists, as everywhere in the Hub's libraries. Everything else must read as a repository id.
+exists, as everywhere in the Hub's libraries. Everything else must read as a repository id. A git URL with a
+secret in it is refused, unquoted: it would be seen in process lists and logs.
 """
 
 from __future__ import annotations
@@ -15,6 +18,17 @@ from tensorport_hub.errors import UseError
 _ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 _FOLDER = re.compile(r"([/.~\\]|[A-Za-z]:[\\/])")
 _SPECIAL_REVISION = re.compile(r"(refs/(pr|convert)/[^/]+)(?:/|$)")
+_HOST = r"(?:[A-Za-z0-9][\w.-]*|\[[0-9A-Fa-f:.]+\])"
+_GIT_SHORT = re.compile(rf"git@{_HOST}:[^-:\s][^\s\x00-\x1f]*", re.ASCII)
+_GIT_URL = re.compile(
+    rf"git\+(?:(?P<scheme>https?|ssh)://(?:(?P<user>[^/@\s-][^/@\s]*)@)?{_HOST}(?::\d+)?|file://)"
+    r"/+[^/?#\s\x00-\x1f][^?#\s\x00-\x1f]*",
+    re.ASCII,
+)
+_GIT_FORMS = (
+    "expected `git+https://host/repo.git`, `git@host:repo.git`, `git+ssh://git@host/repo.git` or"
+    " `git+file:///path/repo.git`"
+)
 _FORMS = "expected `org/model`, `org/model@revision`, `hf://org/model@revision/subfolder` or a folder"
 
 
@@ -34,7 +48,15 @@ class FolderLocation:
     path: str
 
 
+@dataclass(frozen=True)
+class GitLocation:
+    """A git remote, by the URL that git knows it by."""
+
+    url: str
+
+
 Location = HubLocation | FolderLocation
+"""What is read: a source."""
 
 
 def parse_source(text: str, *, is_folder: bool) -> Location:
@@ -48,14 +70,14 @@ def parse_source(text: str, *, is_folder: bool) -> Location:
     return _hub(text)
 
 
-def parse_destination(text: str) -> Location:
-    """What DST names: `org/name` on the Hub, or a folder.
+def parse_destination(text: str) -> Location | GitLocation:
+    """What DST names: `org/name` on the Hub, a folder, or a git remote.
 
     Raises:
         UseError: it reads as nothing that can be a destination.
     """
     if text.startswith(("git+", "git@")):
-        raise UseError(f"destination `{text}` is a git remote, which this version does not write")
+        return _git(text)
     if _FOLDER.match(text):
         return FolderLocation(text)
     location = _hub(text)
@@ -66,6 +88,29 @@ def parse_destination(text: str) -> Location:
             f"destination `{text}` has no owner: expected `org/name`", hint=f"a local folder is `./{text}`"
         )
     return location
+
+
+def _git(text: str) -> GitLocation:
+    """A git remote: by the short form of ssh, or by a URL."""
+    if _GIT_SHORT.fullmatch(text):
+        return GitLocation(text)
+    match = _GIT_URL.fullmatch(text)
+    if match is None:
+        raise UseError(f"`{_without_secrets(text)}` is no git remote: {_GIT_FORMS}")
+    user = match["user"] or ""
+    if ":" in user or (user and match["scheme"] != "ssh"):
+        raise UseError(
+            f"`{_without_secrets(text)}` was given with a user or a password, which others could see",
+            hint="leave it out: git's credential helper, an ssh agent or `TENSORPORT_GIT_HEADER` tells who"
+            " you are",
+        )
+    return GitLocation(text.removeprefix("git+"))
+
+
+def _without_secrets(text: str) -> str:
+    """A URL that was written wrongly, for people: nothing of what comes before the last `@`."""
+    scheme, between, rest = text.partition("://")
+    return f"{scheme}{between}{rest.rpartition('@')[2]}"
 
 
 def _hub(text: str) -> HubLocation:

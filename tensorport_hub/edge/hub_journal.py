@@ -13,10 +13,10 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from time import monotonic
+from typing import Protocol
 
 from tensorport_hub.core import journal
 from tensorport_hub.core.journal import Entry, MadePart, Progress
-from tensorport_hub.edge.hub_work import Work
 from tensorport_hub.errors import DestinationError, TensorportError
 from tensorport_hub.ports import Receipt, Report, Saved
 
@@ -26,6 +26,24 @@ COMMIT_FILES = 1000
 _MINUTES = 15
 _COMMITS_AN_HOUR = 90
 _LAST_SECONDS = 10.0
+
+
+class Work(Protocol):
+    """A ref that only runs of one plan write to."""
+
+    @property
+    def key(self) -> str:
+        """The plan that it belongs to."""
+
+    def journals(self) -> list[bytes]:
+        """The journal's files, in order."""
+
+    def checkpoint(self, receipts: list[Receipt], lines: bytes, message: str) -> None:
+        """Keep finished files and what the journal says of them.
+
+        Raises:
+            DestinationError: another run has claimed the ref, or it can't be written.
+        """
 
 
 class HubJournal:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from tensorport_hub.core.location import (
     FolderLocation,
+    GitLocation,
     HubLocation,
     parse_destination,
     parse_source,
@@ -104,10 +105,18 @@ def test_what_is_no_source_is_refused(text):
         ("./out", FolderLocation("./out")),
         ("/out", FolderLocation("/out")),
         ("~/out", FolderLocation("~/out")),
+        ("git+https://example.org/x.git", GitLocation("https://example.org/x.git")),
+        ("git+https://example.org:8443/a/b", GitLocation("https://example.org:8443/a/b")),
+        ("git+http://[::1]:80/a/b.git", GitLocation("http://[::1]:80/a/b.git")),
+        ("git+ssh://git@example.org:22/~me/x.git", GitLocation("ssh://git@example.org:22/~me/x.git")),
+        ("git+ssh://example.org/x.git", GitLocation("ssh://example.org/x.git")),
+        ("git+file:///srv/git/x.git", GitLocation("file:///srv/git/x.git")),
+        ("git@example.org:x.git", GitLocation("git@example.org:x.git")),
+        ("git@example.org:/srv/git/x.git", GitLocation("git@example.org:/srv/git/x.git")),
     ],
 )
 def test_destinations(text, expected):
-    """DST is a whole repository with its owner, or a folder that is spelled as one."""
+    """DST is a whole repository with its owner, a folder that is spelled as one, or a git remote."""
     assert parse_destination(text) == expected
 
 
@@ -117,16 +126,50 @@ def test_destinations(text, expected):
         ("out", "has no owner"),
         ("org/model@main", "must be a whole repository"),
         ("hf://org/model/sub", "must be a whole repository"),
-        ("git+https://example.org/x.git", "git remote"),
-        ("git@example.org:x.git", "git remote"),
+        ("git+https://example.org", "no git remote"),
+        ("git+https://example.org/", "no git remote"),
+        ("git+https:///x.git", "no git remote"),
+        ("git+https://example.org/x.git?y=1", "no git remote"),
+        ("git+https://example.org/x.git#main", "no git remote"),
+        ("git+https://example.org/x y.git", "no git remote"),
+        ("git+https://-oProxyCommand=x/y", "no git remote"),
+        ("git+ssh://-oProxyCommand=x/y", "no git remote"),
+        ("git+file://host/x.git", "no git remote"),
+        ("git+file:///", "no git remote"),
+        ("git+ext::sh -c x", "no git remote"),
+        ("git+./x.git", "no git remote"),
+        ("git@example.org", "no git remote"),
+        ("git@-oProxyCommand=x:y", "no git remote"),
+        ("git@example.org:-x", "no git remote"),
         ("org/mo del", "is no repository"),
     ],
 )
 def test_what_is_no_destination_is_refused(text, words):
-    """A revision, a subfolder, a missing owner and a git remote are use errors in words."""
+    """A revision, a subfolder, a missing owner and what git should never be given are use errors in words."""
     with pytest.raises(UseError, match=words) as caught:
         parse_destination(text)
     assert f"`{text}`" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "git+https://me:s3cret@example.org/x.git",
+        "git+https://s3cret@example.org/x.git",
+        "git+https://s3cret:x-oauth-basic@example.org/x.git",
+        "git+ssh://git:s3cret@example.org/x.git",
+        "git+ftp://me:s3cret@example.org/x.git",
+        "git+https://me:s3cret@example.org",
+        "git+https://me:a@s3cret@example.org/x.git",
+        "git+https://me:a/s3cret@example.org/x.git",
+    ],
+)
+def test_a_secret_in_a_url_is_refused_unquoted(text):
+    """A user or password in a URL is a use error, which does not repeat it."""
+    with pytest.raises(UseError) as caught:
+        parse_destination(text)
+    assert "s3cret" not in caught.value.message + caught.value.hint
+    assert "example.org" in caught.value.message
 
 
 @settings(max_examples=200, deadline=None)
@@ -146,5 +189,7 @@ def test_any_text_is_a_location_or_a_use_error(text, is_folder):
                 assert ".." not in location.repo_id
                 assert location.revision != ""
                 assert location.subfolder != ""
+            elif isinstance(location, GitLocation):
+                assert given_text in (location.url, f"git+{location.url}")
             else:
                 assert location == FolderLocation(given_text)

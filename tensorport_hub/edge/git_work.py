@@ -1,0 +1,123 @@
+"""Where a long run to a git remote keeps what it has finished: a branch `tensorport/<key>` of its own.
+
+The branch has a history of its own, so readers of others see nothing of it: pointers of the finished files,
+the journal, and which run writes now. A run that begins claims the branch by a commit; an earlier run that is
+still alive finds it moved at its next checkpoint, or when it publishes, and stops. Publication moves the
+target and deletes the branch in one push.
+
+What the branch says is held against the server: a file of an earlier run counts only where the pointer names
+what the journal names, and the LFS server has the object.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+
+from tensorport_hub.core.digest import blob_oid, pointer
+from tensorport_hub.core.plan import dumps
+from tensorport_hub.edge.git_lfs import GitObjects
+from tensorport_hub.edge.git_remote import HEADS, GitRemote, Moved, Tree, Update
+from tensorport_hub.errors import DestinationError
+from tensorport_hub.ports import Receipt, Warned
+
+_FOLDER = ".tensorport/"
+_RUN = f"{_FOLDER}run.json"
+_JOURNAL = _FOLDER + "journal-{:05d}.jsonl"
+_JOURNALS = re.compile(re.escape(_FOLDER) + r"journal-\d{5}\.jsonl")
+
+
+class GitWork:
+    """The work branch of the plan `key`.
+
+    Attributes:
+        key: names the plan.
+    """
+
+    def __init__(self, remote: GitRemote, objects: GitObjects, key: str, *, author: str) -> None:
+        self.key = key
+        self._remote, self._objects, self._author = remote, objects, author
+        self._ref = f"{HEADS}tensorport/{key}"
+        self._tree = Tree()
+        self._held: frozenset[Receipt] = frozenset()
+        self._run = {_RUN: dumps({"plan": key, "run": secrets.token_hex(8)})}
+
+    def claim(self, *, restart: bool) -> None:
+        """From now on this run writes here, and no other; `restart` gives up what is there.
+
+        Raises:
+            DestinationError: the remote refuses.
+        """
+        for last in (False, False, True):
+            found, _ = self._remote.refs()
+            self._tree = self._remote.tree(self._ref) if self._ref in found else Tree()
+            try:
+                if self._tree.commit is not None and (restart or not self._is_of_this_plan()):
+                    self._remote.push(self.release())
+                    self._tree = Tree()
+                self._move(self._run, "Begin" if self._tree.commit is None else "Continue")
+                return
+            except Moved:  # another run begins at this very moment
+                if last:
+                    raise
+
+    def _is_of_this_plan(self) -> bool:
+        files = self._tree.files
+        if _RUN in files and re.search(
+            rb'"plan": ?"%s"' % self.key.encode(), self._remote.read(self._tree, [_RUN])[0]
+        ):
+            return True
+        self._remote.report(Warned(f"branch `tensorport/{self.key}` is not this plan's: it is made anew"))
+        return False
+
+    def journals(self) -> list[bytes]:
+        """The journal's files, in order."""
+        return self._remote.read(self._tree, sorted(filter(_JOURNALS.fullmatch, self._tree.files)))
+
+    def hold(self, receipts: Iterable[Receipt]) -> None:
+        """Of what a journal says, find out what is true.
+
+        Raises:
+            DestinationError: the server can't be asked.
+        """
+        named = {r for r in receipts if self._tree.files.get(r.path) == blob_oid(stored(r))}
+        self._held = frozenset(named.difference(self._objects.missing(named)))
+
+    def has(self, receipt: Receipt) -> bool:
+        """Whether an earlier run left it here, and the server has it."""
+        return receipt in self._held
+
+    def checkpoint(self, receipts: Sequence[Receipt], lines: bytes, message: str) -> None:
+        """Keep finished files and what the journal says of them.
+
+        Raises:
+            DestinationError: another run has claimed the branch, the remote refuses, or has not got a file.
+        """
+        self._objects.confirm(receipts)
+        count = sum(1 for path in self._tree.files if _JOURNALS.fullmatch(path))
+        small = {_JOURNAL.format(count + 1): lines}
+        try:
+            self._move({**{r.path: stored(r) for r in receipts}, **small}, message)
+        except Moved as error:
+            raise overtaken(error) from None
+
+    def _move(self, changed: Mapping[str, bytes], message: str) -> None:
+        commit = self._remote.commit(self._tree, changed, message=message, author=self._author)
+        self._remote.push(Update(self._ref, self._tree.commit, commit))
+        oids = {path: blob_oid(content) for path, content in changed.items()}
+        self._tree = Tree(commit, {**self._tree.files, **oids})
+
+    def release(self) -> Update:
+        """What gives the branch up."""
+        return Update(self._ref, self._tree.commit, None)
+
+
+def stored(receipt: Receipt) -> bytes:
+    """What git itself holds of an LFS file: its pointer; of an empty one nothing."""
+    return pointer(receipt.sha256, receipt.size) if receipt.size else b""
+
+
+def overtaken(error: DestinationError) -> DestinationError:
+    """The work branch is another run's now."""
+    return DestinationError(error.message, hint="another run of the same plan has taken over; this one stops")

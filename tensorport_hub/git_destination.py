@@ -1,0 +1,196 @@
+"""A branch of a git remote with LFS as a destination: what it holds, and how it is opened."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+from tensorport_hub.core import manifest, mirror, proof
+from tensorport_hub.core.digest import parse_pointer, pointer_oid
+from tensorport_hub.core.mirror import Mirror
+from tensorport_hub.core.plan import Plan
+from tensorport_hub.destination import Opened, Publication
+from tensorport_hub.edge.git import Git
+from tensorport_hub.edge.git_lfs import GitObjects
+from tensorport_hub.edge.git_remote import HEADS, GitRemote, Tree, Update
+from tensorport_hub.edge.git_sink import ATTRIBUTES, GitSink, attributes
+from tensorport_hub.edge.git_work import GitWork
+from tensorport_hub.edge.hub_journal import COMMIT_FILES, HubJournal
+from tensorport_hub.edge.journal import Unkept
+from tensorport_hub.errors import DestinationError, LimitError, TensorportError, UseError
+from tensorport_hub.ports import Published, Receipt, Report, Warned
+
+_LARGE_OBJECT, _LARGEST_OBJECT = 2_000_000_000, 5_000_000_000
+"""Bytes of an LFS object that GitHub takes on its free plan, and on any."""
+
+_GITHUB = re.compile(r"^(https?://|git@|ssh://([^/@]*@)?)(www\.)?github\.com[:/]")
+
+
+class GitDestination:
+    """One branch of a git remote.
+
+    Raises:
+        DestinationError: it holds something that we did not make, can't be reached or written, or who may
+            read it is not known and the source is closed.
+    """
+
+    private: bool | None = None
+    streams = False
+    stages = True
+
+    def __init__(
+        self, url: str, publication: Publication, *, source: str, closed: bool, report: Report
+    ) -> None:
+        self._publication, self._report = publication, report
+        self.name = url
+        self._refuse(source, closed)
+        with ExitStack() as undo:
+            git = Git(url)
+            undo.callback(git.close)
+            self._git = git
+            self._remote = GitRemote(git, report)
+            self._objects = GitObjects(self._remote, max_disk=publication.max_disk)
+            self._author = publication.author or git.author()
+            self._look()
+            self._remote.check_writable(self._author)
+            undo.pop_all()
+        self.exists = self._there.commit is not None
+
+    def _refuse(self, source: str, closed: bool) -> None:
+        publication = self._publication
+        if publication.create_pr:
+            raise UseError("`--pr` is of the Hub, a git remote has no pull requests", hint="use `--branch`")
+        if publication.transfer == "xet":
+            raise UseError("`--transfer xet` is of the Hub, a git remote takes LFS")
+        if publication.branch is not None and publication.branch.startswith("tensorport/"):
+            raise UseError(f"branch `{publication.branch}` is where interrupted runs are kept")
+        known = publication.private or publication.i_have_rights or self.name.startswith("file://")
+        if closed and not known:
+            raise DestinationError(
+                f"`{source}` is gated or private, and who may read `{self.name}` can't be seen from here",
+                hint="`--private` says that it is closed; `--i-have-rights` if you may publish it",
+            )
+
+    def _look(self) -> None:
+        """The branch that readers see, or that it begins from."""
+        refs, default = self._remote.refs()
+        standard = default or (f"{HEADS}main" if refs else self._remote.unborn())
+        branch = self._publication.branch
+        self._ref = f"{HEADS}{branch}" if branch is not None else standard
+        base = self._ref if self._ref in refs else standard
+        self._empty = not refs
+        self._there = self._remote.tree(base) if base in refs else Tree()
+        self._tip = self._there.commit if base == self._ref else None
+        self._refuse_strangers()
+
+    def _refuse_strangers(self) -> None:
+        there = self._there
+        self._manifest = self._read(manifest.PATH) if manifest.PATH in there.files else b""
+        if not there.files.keys() - {ATTRIBUTES} or manifest.is_mirror(self._manifest):
+            return
+        raise DestinationError(
+            f"`{self.name}` is no mirror of ours: it holds {len(there.files)} files",
+            hint="use an empty repository",
+        )
+
+    def _read(self, path: str) -> bytes:
+        """A file of the branch, whole; an LFS file too."""
+        content = self._remote.read(self._there, [path])[0]
+        pointed = parse_pointer(content)
+        if pointed is None:
+            return content
+        sha256, size = pointed
+        if size > self._publication.max_disk:
+            return b""
+        with self._objects.fetch(Receipt(path, size, sha256)) as file:
+            return file.read()
+
+    def check(self, plan: Plan, paths: Sequence[str]) -> None:
+        largest = max(plan.parts, key=lambda part: part.size, default=None)
+        if largest is None:
+            return
+        if largest.size > self._publication.max_disk:
+            raise LimitError(
+                "the largest part does not fit the staging space: expected at most"
+                f" {self._publication.max_disk} bytes, got {largest.size}",
+                hint="raise `--max-disk`, or lower `--shard-size`",
+            )
+        if _GITHUB.search(self.name) and largest.size > _LARGEST_OBJECT:
+            raise LimitError(
+                f"`{largest.path}` has {largest.size} bytes: expected at most {_LARGEST_OBJECT} on GitHub",
+                hint="lower `--shard-size`",
+            )
+        if largest.size >= _LARGE_OBJECT:
+            self._report(
+                Warned(
+                    f"`{largest.path}` has {largest.size:,} bytes: many hosts take LFS files below 2 GB only"
+                )
+            )
+
+    def checkpoints(self, plan: Plan) -> int | None:
+        every = self._publication.checkpoint_every
+        if len(plan.parts) <= COMMIT_FILES and plan.bytes_out < every:
+            return None
+        return max(plan.bytes_out // every, len(plan.parts) // COMMIT_FILES)
+
+    def standing(self, plan: Plan) -> tuple[Mirror, Published] | None:
+        if self._tip is None or not self._manifest:
+            return None
+        try:
+            there = mirror.read(self._manifest)
+        except TensorportError:
+            return None
+        if not proof.is_of(there, plan) or not self._is_whole(there):
+            return None
+        return there, Published(self.name, self._tip, None, changed=False)
+
+    def _is_whole(self, there: Mirror) -> bool:
+        """Whether the branch holds what its manifest lists, and the LFS server too."""
+        files = self._there.files
+        if files.keys() - proof.UNLISTED != there.files.keys():
+            return False
+        large = []
+        for path, entry in there.files.items():
+            if files[path] == pointer_oid(entry.sha256, entry.size):
+                large.append(Receipt(path, entry.size, entry.sha256))
+            elif files[path] != entry.git_oid:
+                return False
+        return not self._objects.missing(large)
+
+    def open(self, plan: Plan, key: str, *, writers: int) -> Opened:
+        publication = self._publication
+        title = publication.title(plan)
+        self._look()  # again: much may have happened since the plan was made
+        journal: HubJournal | Unkept = Unkept()
+        work = None
+        if self.checkpoints(plan) is not None:
+            if self._empty:  # hosts make the first branch that they get the one that readers see
+                self._begin()
+            work = GitWork(self._remote, self._objects, key, author=self._author)
+            work.claim(restart=publication.restart)
+            paths = {part.index: part.path for part in plan.parts}
+            journal = HubJournal(work, parts=paths, every=publication.checkpoint_every, report=self._report)
+            made = journal.progress.parts.values()
+            work.hold(Receipt(paths[part.index], part.size, part.sha256) for part in made)
+        sink = GitSink(
+            self._remote,
+            self._objects,
+            self._there,
+            Update(self._ref, self._tip, None),
+            work,
+            journal,
+            message=title,
+            author=self._author,
+        )
+        return Opened(sink, journal)
+
+    def _begin(self) -> None:
+        """The first commit of an empty repository: it holds nothing for readers."""
+        first = {ATTRIBUTES: attributes([])}
+        commit = self._remote.commit(Tree(), first, message="Begin", author=self._author)
+        self._remote.push(Update(self._ref, None, commit))
+        self._look()
+
+    def close(self) -> None:
+        self._git.close()
