@@ -357,8 +357,11 @@ def test_tests_say_what_they_show(path):
 
 @pytest.mark.parametrize("path", TESTS, ids=lambda path: path.relative_to(ROOT / "tests").as_posix())
 def test_no_test_is_skipped(path):
-    """No test is marked to be skipped or expected to fail."""
+    """No test is marked to be skipped or expected to fail; what a machine lacks is asked for in one place,
+    which fails instead where `TENSORPORT_TEST_ALL` is set."""
     text = ast.unparse(tree(path))
+    if path == ROOT / "tests" / "git" / "conftest.py":
+        text = text.replace("pytest.skip(said)", "", 1)
     marks = [f"mark.{'skip'}", f"pytest.{'skip'}(", f"mark.{'xfail'}", f"{'importorskip'}("]
     assert not [mark for mark in marks if mark in text]
 
