@@ -46,7 +46,9 @@ _PASSING = re.compile(
     r"|panic: |unable to access .*(empty reply|recv failure|transfer closed)",
     re.IGNORECASE,
 )
-_LASTING = re.compile(r"insufficient (server )?storage|quota|returned error: 50[157]", re.IGNORECASE)
+_LASTING = re.compile(
+    r"insufficient (server )?storage|quota|returned error: 50[157]|does not support", re.IGNORECASE
+)
 _IN_URL = re.compile(r"(?<=://)[^/@\s]+@")
 _HINTS = (
     (
@@ -253,7 +255,6 @@ def _settings(url: str) -> Mapping[str, str]:
         "gc.auto": "0",
         "core.hooksPath": os.devnull,
         "lfs.locksverify": "false",
-        "lfs.contenttype": "false",
         "lfs.transfer.maxretries": "3",
         "lfs.allowincompletepush": "true",
     }

@@ -30,6 +30,7 @@ from tensorport_hub.ports import Receipt
 _CHECK = "refs/heads/check"
 _SLOWEST = 100_000
 """Bytes a second below which a transfer is given up; git-lfs itself ends one that stands still."""
+_UNPROCESSABLE = "Uploading failed due to unsupported Content-Type"
 _OID = re.compile(r"\b[0-9a-f]{64}\b")
 
 
@@ -70,17 +71,20 @@ class GitObjects:
             object_path.parent.mkdir(parents=True, exist_ok=True)
             os.replace(staged, object_path)
             try:
-                retried(
-                    lambda: git.ask(
-                        *("lfs", "push", "--object-id", "origin", receipt.sha256),
-                        doing=f"sending `{receipt.path}` ({receipt.size} bytes) to `{self._remote.name}`",
-                        seconds=_seconds(receipt.size),
-                    ),
-                    self._remote.report,
-                    git.closed,
-                )
+                retried(lambda: self._push(receipt), self._remote.report, git.closed)
             finally:
                 object_path.unlink(missing_ok=True)
+
+    def _push(self, receipt: Receipt) -> None:
+        ended = self._git.run(
+            *("lfs", "push", "--object-id", "origin", receipt.sha256), seconds=_seconds(receipt.size)
+        )
+        said = ended.said
+        if _UNPROCESSABLE in said:  # and git-lfs 3.3 is content
+            said = "the LFS server refused it as unprocessable (HTTP 422)"
+        if ended.code or said != ended.said:
+            what = f"sending `{receipt.path}` ({receipt.size} bytes) to `{self._remote.name}`"
+            raise failure(what, said)
 
     def missing(self, receipts: Iterable[Receipt]) -> list[Receipt]:
         """Those that the server does not have, by its own word.

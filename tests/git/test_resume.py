@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from tensorport_hub import mirror, plan
 from tensorport_hub.devhub import DevHub
 from tensorport_hub.devhub import Fault as HubFault
 from tensorport_hub.errors import DestinationError
-from tensorport_hub.ports import Event, Resumed, Saved, Warned
+from tensorport_hub.ports import Event, PartDone, Resumed, Saved, Warned
 from tests.e2e.reading import folder_contents
 from tests.e2e.test_interrupts import wait_for
 from tests.e2e.test_resume import EVERY, FILES, SOURCE, TENSORS
@@ -76,8 +77,8 @@ def test_a_declined_publication_keeps_everything(
 def test_an_interrupted_run_is_continued(
     hub: DevHub, host_of: Callable[[str], Host], expected: dict[str, bytes], read_back: ReadBack, kind: str
 ) -> None:
-    """The LFS server refuses after eight files: exit 5, and the file is named; what was sent before is neither
-    read nor sent again by the next run, which knows nothing but the remote."""
+    """The LFS server refuses after eight files: exit 5, and the file is named; what was sent before is
+    neither read nor sent again by the next run, which knows nothing but the remote."""
     host = host_of(kind)
     assert host.front is not None
     host.front.faults.append(
@@ -95,7 +96,7 @@ def test_an_interrupted_run_is_continued(
     host.front.seen.clear()
     result = run(host, checkpoint_every=EVERY)
     assert result.stats.parts_resumed >= 6
-    assert len([s for s in host.front.seen if s.method == "PUT"]) <= PARTS - 8
+    assert len([s for s in host.front.seen if s.method == "PUT"]) <= PARTS - result.stats.parts_resumed
     assert read_back(host) == expected
     assert host.branches() == {"main": result.commit}
 
@@ -126,6 +127,7 @@ class TestBelief:
         assert result.stats.parts_resumed == PARTS - 2
         assert read_back(left) == expected
 
+    @pytest.mark.parametrize("host", ["giftless"], indirect=True)
     def test_pointers_decide(self, left: Host, expected: dict[str, bytes], read_back: ReadBack) -> None:
         """The branch names another object than its journal: the part does not count."""
         branch = work(left)
@@ -135,6 +137,7 @@ class TestBelief:
         assert result.stats.parts_resumed == PARTS - 1
         assert read_back(left) == expected
 
+    @pytest.mark.parametrize("host", ["giftless"], indirect=True)
     def test_a_branch_of_somebody_else(
         self, left: Host, expected: dict[str, bytes], read_back: ReadBack
     ) -> None:
@@ -147,6 +150,7 @@ class TestBelief:
         assert read_back(left) == expected
         assert list(left.branches()) == ["main"]
 
+    @pytest.mark.parametrize("host", ["giftless"], indirect=True)
     def test_a_damaged_journal(self, left: Host, expected: dict[str, bytes], read_back: ReadBack) -> None:
         """An error that says so; `restart` gives the branch up."""
         commit_by_hand(left, left.path.parent, {".tensorport/journal-00001.jsonl": None}, work(left))
@@ -156,6 +160,7 @@ class TestBelief:
         assert read_back(left) == expected
         assert list(left.branches()) == ["main"]
 
+    @pytest.mark.parametrize("host", ["giftless"], indirect=True)
     def test_readers_see_nothing_of_it(self, left: Host, read_back: ReadBack) -> None:
         """While a run is interrupted, the branch that readers see is what it was."""
         assert read_back(left) == {}
@@ -164,6 +169,7 @@ class TestBelief:
 class TestOthers:
     """Rivals, and a branch that moves."""
 
+    @pytest.mark.parametrize("host", ["bare path", "giftless"], indirect=True)
     def test_the_earlier_run_stops(self, hub: DevHub, host: Host, read_back: ReadBack) -> None:
         """A run that sleeps while another one finishes: exit 5 at its next checkpoint, nothing broken."""
         resume, held = threading.Event(), threading.Event()
@@ -184,6 +190,7 @@ class TestOthers:
         assert caught.value.exit_code == 5
         assert host.branches() == {"main": made.commit}
 
+    @pytest.mark.parametrize("host", ["bare path", "giftless"], indirect=True)
     def test_an_overtaken_run_never_publishes(self, hub: DevHub, host: Host) -> None:
         """The other one claims the branch after the last checkpoint: the target stays as it was."""
         branch = work(host)
@@ -200,6 +207,7 @@ class TestOthers:
         assert host.git("ls-tree", "--name-only", "main") == ".gitattributes"
         assert host.git("log", "-1", "--format=%an", branch) == "Other"
 
+    @pytest.mark.parametrize("host", ["bare path", "giftless"], indirect=True)
     def test_two_at_once_end_in_one_mirror(
         self, hub: DevHub, host: Host, expected: dict[str, bytes], read_back: ReadBack
     ) -> None:
@@ -219,18 +227,21 @@ class TestOthers:
         assert read_back(host) == expected
         assert list(host.branches()) == ["main"]
 
+    @pytest.mark.parametrize("host", ["giftless"], indirect=True)
     @pytest.mark.parametrize("every", [EVERY, "1GB"], ids=["checkpoints", "one commit"])
     def test_a_branch_that_moves_is_not_overwritten(self, hub: DevHub, host: Host, every: Any) -> None:
         """Somebody's commit while we work: exit 5; theirs stays, nothing of ours is in it."""
         commit_by_hand(host, host.path.parent, {".gitattributes": None})
         moved: list[str] = []
+        lock = threading.Lock()
 
         def meanwhile(event: Event) -> None:
-            if type(event).__name__ == "PartDone" and not moved:
-                commit_by_hand(host, host.path.parent, {"theirs.txt": None})
-                moved.append(host.branches()["main"])
+            with lock:
+                if isinstance(event, PartDone) and not moved:
+                    commit_by_hand(host, host.path.parent, {"theirs.txt": None})
+                    moved.append(host.branches()["main"])
 
-        with pytest.raises(DestinationError, match="`main` of .* moved meanwhile"):
+        with pytest.raises(DestinationError, match=r"`main` of .* moved meanwhile"):
             run(host, checkpoint_every=every, on_event=meanwhile)
         assert host.branches()["main"] == moved[0]
 
@@ -251,6 +262,7 @@ class TestOthers:
         assert host.branches() == {"main": result.commit}
         assert read_back(host) == expected
 
+    @pytest.mark.parametrize("host", ["giftless"], indirect=True)
     def test_a_host_without_atomic_pushes(
         self, hub: DevHub, host: Host, expected: dict[str, bytes], read_back: ReadBack
     ) -> None:
@@ -279,6 +291,7 @@ def start(tmp_path: Path, hub: DevHub) -> Iterator[Callable[..., subprocess.Pope
         process.communicate()
 
 
+@pytest.mark.parametrize("host", ["bare path", "giftless"], indirect=True)
 def test_kills(
     hub: DevHub,
     host: Host,
@@ -291,11 +304,12 @@ def test_kills(
     is there, and what a killed run left on the disk is removed by the next one."""
     words = ["mirror", SOURCE, host.url, "--checkpoint-every", "100kB", "--workers", "1", "--no-progress"]
     scratch = tmp_path / "scratch"
-    for kept in (3, 6, 9):
-        hub.faults.add(HubFault("stall", "GET", "cdn", seconds=50, after=FILES + kept // 3, times=None))
+    branch = work(host)
+    for reads, kept in ((FILES + 3, TENSORS), (FILES, 0), (FILES, 0)):
+        hub.faults.add(HubFault("stall", "GET", "cdn", seconds=50, after=reads, times=None))
         process = start(*words, "--verify-source", "no")
         wait_for(lambda: bool(hub.faults.fired), process)
-        time.sleep(0.3)
+        wait_for(lambda n=kept: parts_on(host, branch) >= n, process)  # type: ignore[misc]
         process.kill()
         process.wait()
         hub.faults.clear()
@@ -306,10 +320,16 @@ def test_kills(
     last = start(*words, "--verify-source", "no", "--json")
     shown, said = last.communicate(timeout=120)
     assert last.returncode == 0, said
-    assert '"parts_resumed": 0' not in shown
-    names = read_back(host).keys()
-    assert names == expected.keys()
+    assert json.loads(shown)["stats"]["parts_resumed"] >= TENSORS
+    assert read_back(host).keys() == expected.keys()
     assert not list(scratch.glob("tensorport-git-*"))
+
+
+def parts_on(host: Host, branch: str) -> int:
+    """How many parts a branch holds; none where there is none."""
+    if branch not in host.branches():
+        return 0
+    return host.git("ls-tree", "-r", "--name-only", branch).count(".npy")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
