@@ -41,7 +41,9 @@ class GitObjects:
         self._remote, self._git = remote, remote.git
         self._staging = Staging(max_disk=max_disk, otherwise="raise `--max-disk`, or lower `--shard-size`")
         self._folder = self._git.folder / "staged"
-        self._folder.mkdir(exist_ok=True)
+        self._store = self._git.repository / "lfs" / "objects"
+        for folder in (self._folder, self._store):
+            folder.mkdir(parents=True, exist_ok=True)
         self._locks: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
 
@@ -68,8 +70,14 @@ class GitObjects:
         git = self._git
         object_path = self._path(receipt.sha256)
         with self._alone(receipt.sha256):
-            object_path.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(staged, object_path)
+            try:
+                for folder in (object_path.parent.parent, object_path.parent):
+                    folder.mkdir(exist_ok=True)  # but nothing above, where everything is closed and gone
+                os.replace(staged, object_path)
+            except OSError as error:
+                raise LimitError(
+                    f"staging `{receipt.path}` failed: {error.strerror}", hint="free disk space"
+                ) from None
             try:
                 retried(lambda: self._push(receipt), self._remote.report, git.closed)
             finally:
@@ -168,7 +176,7 @@ class GitObjects:
             raise failure(doing, ended.said)
 
     def _path(self, oid: str) -> Path:
-        return _object(self._git.repository / "lfs" / "objects", oid)
+        return _object(self._store, oid)
 
     def _alone(self, name: str) -> threading.Lock:
         """What keeps two threads from the same object."""

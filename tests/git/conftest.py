@@ -57,6 +57,11 @@ class Host:
         """Run git in the bare repository itself."""
         return git(self.path, *words)
 
+    def content(self, revision: str, path: str) -> bytes:
+        """What git itself holds of a file."""
+        words = ["git", "cat-file", "blob", f"{revision}:{path}"]
+        return subprocess.run(words, cwd=self.path, capture_output=True, check=True, timeout=60).stdout
+
     def branches(self) -> dict[str, str]:
         """Branch -> commit."""
         lines = self.git("for-each-ref", "--format=%(refname:short) %(objectname)", "refs/heads").splitlines()
