@@ -58,7 +58,7 @@ _HINTS = (
     ),
     (
         r"not found|does not appear to be a git repo|no such file|returned error: 404",
-        "make the repository first",
+        "make the repository first, or see that you may read it",
     ),
     (
         r"storage|quota|too large|size|larger|limit|\b413\b|\b507\b",

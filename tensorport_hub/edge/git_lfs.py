@@ -100,14 +100,12 @@ class GitObjects:
         Raises:
             DestinationError: it can't be asked.
         """
-        asked = {receipt.sha256: receipt for receipt in receipts}
+        asked = [receipt for receipt in receipts if receipt.size]  # git itself holds the empty ones
         if not asked:
             return []
-        if self._remote.name.startswith("file://"):
-            lacking = self._not_lying_there(asked.values())
-        else:
-            lacking = self._not_on_the_server(asked.values())
-        return [receipt for oid, receipt in asked.items() if oid in lacking]
+        in_a_folder = self._remote.name.startswith("file://")
+        lacking = (self._not_lying_there if in_a_folder else self._not_on_the_server)(asked)
+        return [receipt for receipt in asked if receipt.sha256 in lacking]
 
     def confirm(self, receipts: Iterable[Receipt]) -> None:
         """The server has all of these.

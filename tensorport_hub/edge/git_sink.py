@@ -67,7 +67,7 @@ class GitSink:
     def commit(self, receipts: Sequence[Receipt]) -> Published:
         large = [self._upload(path, data) for path, data in self._small.items() if len(data) > _LARGEST_SMALL]
         sent = [*receipts, *large]
-        self._objects.confirm(receipt for receipt in sent if receipt.size)
+        self._objects.confirm(sent)
         files = {**self._small, **{receipt.path: stored(receipt) for receipt in sent}}
         files[ATTRIBUTES] = attributes([receipt.path for receipt in sent])
         base, there = self._base, self._base.files

@@ -11,6 +11,7 @@ what the journal names, and the LFS server has the object.
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
@@ -63,10 +64,11 @@ class GitWork:
                     raise
 
     def _is_of_this_plan(self) -> bool:
-        files = self._tree.files
-        if _RUN in files and re.search(
-            rb'"plan": ?"%s"' % self.key.encode(), self._remote.read(self._tree, [_RUN])[0]
-        ):
+        try:
+            said = json.loads(self._remote.read(self._tree, [_RUN])[0]) if _RUN in self._tree.files else None
+        except ValueError:
+            said = None
+        if isinstance(said, dict) and said.get("plan") == self.key:
             return True
         self._remote.report(Warned(f"branch `tensorport/{self.key}` is not this plan's: it is made anew"))
         return False

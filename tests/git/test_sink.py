@@ -188,6 +188,29 @@ class TestJournal(JournalContract):
         return entry
 
 
+def test_blobs_stay_where_they_are(host_of: Callable[[str], Host], tmp_path: Path) -> None:
+    """Of what stands there one commit and its trees come, and of the blobs those that are read."""
+    host = host_of("giftless")
+    for content in (b"old", b"new"):
+        sink = open_sink(host)
+        for number in range(5):
+            sink.put(f"{number}.json", content * 1000)
+        sink.put("manifest.json", content)
+        sink.commit([])
+        sink.close()
+    remote = GitRemote(Git(host.url.removeprefix("git+")), ignore)
+    tree = remote.tree(MAIN)
+
+    def kinds() -> list[str]:
+        words = ("cat-file", "--batch-all-objects", "--batch-check=%(objecttype)")
+        return sorted(remote.git.ask(*words, doing="listing").decode().split())
+
+    assert kinds() == ["commit", "tree"]
+    assert remote.read(tree, ["manifest.json"]) == [b"new"]
+    assert kinds() == ["blob", "commit", "tree"]
+    remote.git.close()
+
+
 def test_what_the_server_lacks(host: Host) -> None:
     """Asked for objects, a remote names those that it has not, whatever its branches say."""
     sink = open_sink(host)
@@ -202,8 +225,8 @@ def test_what_the_server_lacks(host: Host) -> None:
     host.lose(receipts[1].sha256)
     sink.close()
     again = open_sink(host)
-    never = Receipt("3.npy", 5, "ab" * 32)
+    never, twin = Receipt("3.npy", 5, "ab" * 32), Receipt("twin.npy", 5, receipts[1].sha256)
     objects = GitObjects(again._remote, max_disk=0)
-    assert {r.path for r in objects.missing([*receipts, never])} == {"1.npy", "3.npy"}
+    assert {r.path for r in objects.missing([*receipts, never, twin])} == {"1.npy", "3.npy", "twin.npy"}
     assert objects.missing([]) == []
     again.close()
