@@ -130,7 +130,7 @@ class HubSink:
     def discard(self) -> None:
         with suppress(TensorportError):
             if self._work is not None:
-                self._work.close("this plan can't be carried out")
+                self._work.discard("this plan can't be carried out")
 
     def close(self) -> None:
         self._target.closed.set()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import stat
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -49,7 +50,8 @@ class LocalSink:
         self._small: dict[str, Receipt] = {}
         self._keep = True
         try:
-            self._work.mkdir(parents=True, exist_ok=True)
+            self._work.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _check_owner(self._work)
             lock = locked(self._work / "lock")
         except OSError as error:
             raise DestinationError(f"`{target.parent}` can't be written: {error.strerror}") from None
@@ -201,6 +203,15 @@ def _sha256(path: Path) -> str:
         while block := file.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _check_owner(folder: Path) -> None:
+    """What another account put where we stage is not continued: its journal would vouch for its own parts."""
+    found, me = folder.lstat(), getattr(os, "geteuid", None)
+    if stat.S_ISDIR(found.st_mode) and (me is None or found.st_uid == me()):
+        return
+    what = "another account's" if stat.S_ISDIR(found.st_mode) else "no folder"
+    raise DestinationError(f"staging folder `{folder}` is {what}", hint="remove it, or choose another folder")
 
 
 def listing(folder: Path, *, hashed: bool) -> list[SourceFile]:
