@@ -15,16 +15,19 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from tensorport_hub.core.plan import dumps
 from tensorport_hub.edge.hub_client import Forbidden
 from tensorport_hub.edge.hub_pulls import PullRequest, PullRequests
-from tensorport_hub.edge.hub_ref import KEPT, HubRef, moved
+from tensorport_hub.edge.hub_ref import KEPT, HubRef, moved, uploaded_content
 from tensorport_hub.edge.retry import ATTEMPTS, pause, retried
 from tensorport_hub.errors import DestinationError, TensorportError
 from tensorport_hub.ports import Receipt, Warned
+
+COMMIT_FILES = 1000
+"""Files that one commit to the Hub holds: it must end within 60 seconds."""
 
 FOLDER = ".tensorport/"
 _RUN = FOLDER + "run.json"
@@ -113,9 +116,21 @@ class Work:
             DestinationError: as `checkpoint`.
         """
         try:
+            self._lighten(receipts, small.keys())
             self.ref.replace(uploaded=receipts, small=small, message=self._request.title)
         except DestinationError as error:
             raise self._taken_over(error) from None
+
+    def _lighten(self, receipts: Sequence[Receipt], small: Collection[str]) -> None:
+        """Where files got other names, or vanished, in greater number than one commit holds: some before."""
+        ref, wanted = self.ref, {receipt.path for receipt in receipts} | set(small)
+        moved = [r for r in receipts if ref.files.get(r.path) != uploaded_content(r)]
+        gone = [path for path in ref.files if path not in wanted | KEPT and not path.startswith(FOLDER)]
+        while len(moved) + len(gone) > COMMIT_FILES // 2:
+            few = moved[:COMMIT_FILES]
+            dropped = gone[: COMMIT_FILES - len(few)]
+            ref.apply(uploaded=few, small=self._run, deleted=dropped, message="Rename files")
+            del moved[: len(few)], gone[: len(dropped)]
 
     def _taken_over(self, error: DestinationError) -> DestinationError:
         if not error.transient and not error.hint:

@@ -13,7 +13,7 @@ import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -31,12 +31,21 @@ _JOURNAL = "journal.jsonl"
 class LocalSink:
     """A folder that becomes the mirror, and the journal of how far it is."""
 
-    def __init__(self, target: Path, *, key: str, parts: Collection[int], restart: bool = False) -> None:
+    def __init__(
+        self,
+        target: Path,
+        *,
+        key: str,
+        parts: Collection[int],
+        standing: Mapping[str, str],
+        restart: bool,
+    ) -> None:
         """Stage for `target`.
 
         Args:
             key: names the plan.
             parts: the part numbers that it has.
+            standing: sha256 -> path of what the target holds already.
             restart: give up what an interrupted run of whatever plan left.
 
         Raises:
@@ -47,6 +56,7 @@ class LocalSink:
         self._target = target
         self._work = target.parent / f".{target.name}.tensorport"
         self._out = self._work / "out"
+        self._standing = standing
         self._small: dict[str, Receipt] = {}
         self._keep = True
         try:
@@ -85,13 +95,19 @@ class LocalSink:
         return LocalWriter(self._out, path, size)
 
     def has(self, receipt: Receipt) -> bool:
-        """Whether the staged file is there, byte for byte: it is hashed."""
-        path = self._out / receipt.path
-        try:
-            same = not path.is_symlink() and path.stat().st_size == receipt.size
-            return same and _sha256(path) == receipt.sha256
-        except OSError:
+        """Whether it is staged, byte for byte: it is hashed. What the target has is linked."""
+        staged, path = self._out / receipt.path, self._standing.get(receipt.sha256)
+        if _holds(staged, receipt):
+            return True
+        if path is None or not _holds(self._target / path, receipt):
             return False
+        try:
+            staged.unlink(missing_ok=True)
+            staged.parent.mkdir(parents=True, exist_ok=True)
+            os.link(self._target / path, staged)
+        except OSError:
+            return False  # no links there: it is made again
+        return True
 
     def put(self, path: str, content: bytes) -> Receipt:
         writer = self.open(path, len(content))
@@ -195,6 +211,14 @@ class LocalWriter:
             self._file.close()
         with suppress(OSError):
             self._part.unlink()
+
+
+def _holds(path: Path, receipt: Receipt) -> bool:
+    try:
+        same = not path.is_symlink() and path.stat().st_size == receipt.size
+        return same and _sha256(path) == receipt.sha256
+    except OSError:
+        return False
 
 
 def _sha256(path: Path) -> str:
