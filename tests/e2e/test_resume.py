@@ -42,19 +42,6 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(part, "_PAUSE", 0.01)
 
 
-@pytest.fixture
-def seeded(hub: DevHub) -> DevHub:
-    hub.add_repo(SOURCE, MODEL)
-    return hub
-
-
-@pytest.fixture
-def undisturbed(seeded: DevHub) -> dict[str, bytes]:
-    """What a run makes that nobody disturbs."""
-    run("me/undisturbed")
-    return contents(seeded, "me/undisturbed")
-
-
 class TestContinued:
     """The next run finds what the last one left, on the Hub alone."""
 

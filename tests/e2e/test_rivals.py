@@ -17,7 +17,7 @@ from tensorport_hub.edge import retry
 from tensorport_hub.engine import part
 from tensorport_hub.errors import DestinationError
 from tensorport_hub.ports import Event, Saved
-from tests.e2e.interrupted import EVERY, MODEL, SOURCE, TARGET, interrupted, key, pulls, run, warnings
+from tests.e2e.interrupted import EVERY, SOURCE, TARGET, interrupted, key, pulls, run, warnings
 from tests.e2e.reading import contents
 
 
@@ -25,19 +25,6 @@ from tests.e2e.reading import contents
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retry, "_FIRST", 0.01)
     monkeypatch.setattr(part, "_PAUSE", 0.01)
-
-
-@pytest.fixture
-def seeded(hub: DevHub) -> DevHub:
-    hub.add_repo(SOURCE, MODEL)
-    return hub
-
-
-@pytest.fixture
-def undisturbed(seeded: DevHub) -> dict[str, bytes]:
-    """What a run makes that nobody disturbs."""
-    run("me/undisturbed")
-    return contents(seeded, "me/undisturbed")
 
 
 def _add(path: str, content: bytes) -> Any:
