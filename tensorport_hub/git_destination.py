@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
-from tensorport_hub.core import manifest, mirror, proof
+from tensorport_hub.core import manifest, proof, resync
 from tensorport_hub.core.digest import parse_pointer, pointer_oid
+from tensorport_hub.core.journal import Progress
 from tensorport_hub.core.mirror import Mirror
 from tensorport_hub.core.plan import Plan
-from tensorport_hub.destination import Opened, Publication
+from tensorport_hub.destination import Opened, Publication, readable
 from tensorport_hub.edge.git import Git
 from tensorport_hub.edge.git_lfs import GitObjects
 from tensorport_hub.edge.git_remote import HEADS, GitRemote, Tree, Update
 from tensorport_hub.edge.git_sink import ATTRIBUTES, GitSink, attributes
 from tensorport_hub.edge.git_work import GitWork
-from tensorport_hub.edge.hub_journal import COMMIT_FILES, HubJournal
+from tensorport_hub.edge.hub_journal import HubJournal
+from tensorport_hub.edge.hub_work import COMMIT_FILES
 from tensorport_hub.edge.journal import Unkept
-from tensorport_hub.errors import DestinationError, LimitError, TensorportError, UseError
+from tensorport_hub.errors import DestinationError, LimitError, UseError
 from tensorport_hub.ports import Published, Receipt, Report, Warned
 
 _LARGE_OBJECT, _LARGEST_OBJECT = 2_000_000_000, 5_000_000_000
@@ -56,6 +58,7 @@ class GitDestination:
             self._remote.check_writable(self._author)
             undo.pop_all()
         self.exists = self._there.commit is not None
+        self.inherited = Progress()
 
     def _refuse(self, source: str, closed: bool) -> None:
         publication = self._publication
@@ -107,6 +110,8 @@ class GitDestination:
             return file.read()
 
     def check(self, plan: Plan, paths: Sequence[str]) -> None:
+        there = None if self._publication.restart else readable(self._manifest)
+        self.inherited = resync.inherited(plan, there) if there is not None else Progress()
         largest = max(plan.parts, key=lambda part: part.size, default=None)
         if largest is None:
             return
@@ -129,19 +134,17 @@ class GitDestination:
             )
 
     def checkpoints(self, plan: Plan) -> int | None:
+        left = [part.size for part in plan.parts if part.index not in self.inherited.parts]
         every = self._publication.checkpoint_every
-        if len(plan.parts) <= COMMIT_FILES and plan.bytes_out < every:
+        if len(left) <= COMMIT_FILES and sum(left) < every:
             return None
-        return max(plan.bytes_out // every, len(plan.parts) // COMMIT_FILES)
+        return max(sum(left) // every, len(left) // COMMIT_FILES)
 
     def standing(self, plan: Plan) -> tuple[Mirror, Published] | None:
         if self._tip is None or not self._manifest:
             return None
-        try:
-            there = mirror.read(self._manifest)
-        except TensorportError:
-            return None
-        if not proof.is_of(there, plan) or not self._is_whole(there):
+        there = readable(self._manifest)
+        if there is None or not proof.is_of(there, plan) or not self._is_whole(there):
             return None
         return there, Published(self.name, self._tip, None, changed=False)
 
@@ -160,8 +163,10 @@ class GitDestination:
 
     def open(self, plan: Plan, key: str, *, writers: int) -> Opened:
         publication = self._publication
-        title = publication.title(plan)
         self._look()  # again: much may have happened since the plan was made
+        paths = {part.index: part.path for part in plan.parts}
+        standing = frozenset(self._there.files.values())
+        named = [r for r in _receipts(self.inherited, paths) if pointer_oid(r.sha256, r.size) in standing]
         journal: HubJournal | Unkept = Unkept()
         work = None
         if self.checkpoints(plan) is not None:
@@ -169,10 +174,9 @@ class GitDestination:
                 self._begin()
             work = GitWork(self._remote, self._objects, key, author=self._author)
             work.claim(restart=publication.restart)
-            paths = {part.index: part.path for part in plan.parts}
             journal = HubJournal(work, parts=paths, every=publication.checkpoint_every, report=self._report)
-            made = journal.progress.parts.values()
-            work.hold(Receipt(paths[part.index], part.size, part.sha256) for part in made)
+            named += work.named(_receipts(journal.progress, paths))
+        lost = frozenset(self._objects.missing(named))
         sink = GitSink(
             self._remote,
             self._objects,
@@ -180,7 +184,8 @@ class GitDestination:
             Update(self._ref, self._tip, None),
             work,
             journal,
-            message=title,
+            held=(receipt for receipt in named if receipt not in lost),
+            message=publication.title(plan),
             author=self._author,
         )
         return Opened(sink, journal)
@@ -194,3 +199,7 @@ class GitDestination:
 
     def close(self) -> None:
         self._git.close()
+
+
+def _receipts(progress: Progress, paths: Mapping[int, str]) -> list[Receipt]:
+    return [Receipt(paths[made.index], made.size, made.sha256) for made in progress.parts.values()]

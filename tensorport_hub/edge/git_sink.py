@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -28,6 +28,7 @@ class GitSink:
     Args:
         base: the commit that the next one stands on, with what it holds.
         target: the branch, and where it was found.
+        held: what earlier runs left here, of which the LFS server says that it has it.
         work: where finished parts are kept; None where one commit publishes everything.
     """
 
@@ -40,9 +41,11 @@ class GitSink:
         work: GitWork | None,
         journal: HubJournal | Unkept,
         *,
+        held: Iterable[Receipt],
         message: str,
         author: str,
     ) -> None:
+        self._held = frozenset((receipt.size, receipt.sha256) for receipt in held)
         self._remote, self._objects, self._base, self._target, self._work = (
             remote,
             objects,
@@ -58,7 +61,7 @@ class GitSink:
         return self._objects.open(path, size)
 
     def has(self, receipt: Receipt) -> bool:
-        return self._work is not None and self._work.has(receipt)
+        return (receipt.size, receipt.sha256) in self._held
 
     def put(self, path: str, content: bytes) -> Receipt:
         self._small[path] = content

@@ -41,7 +41,6 @@ class GitWork:
         self._remote, self._objects, self._author = remote, objects, author
         self._ref = f"{HEADS}tensorport/{key}"
         self._tree = Tree()
-        self._held: frozenset[Receipt] = frozenset()
         self._run = {_RUN: dumps({"plan": key, "run": secrets.token_hex(8)})}
 
     def claim(self, *, restart: bool) -> None:
@@ -77,18 +76,9 @@ class GitWork:
         """The journal's files, in order."""
         return self._remote.read(self._tree, sorted(filter(_JOURNALS.fullmatch, self._tree.files)))
 
-    def hold(self, receipts: Iterable[Receipt]) -> None:
-        """Of what a journal says, find out what is true.
-
-        Raises:
-            DestinationError: the server can't be asked.
-        """
-        named = {r for r in receipts if self._tree.files.get(r.path) == blob_oid(stored(r))}
-        self._held = frozenset(named.difference(self._objects.missing(named)))
-
-    def has(self, receipt: Receipt) -> bool:
-        """Whether an earlier run left it here, and the server has it."""
-        return receipt in self._held
+    def named(self, receipts: Iterable[Receipt]) -> list[Receipt]:
+        """Of what a journal says, what the branch says too."""
+        return [r for r in receipts if self._tree.files.get(r.path) == blob_oid(stored(r))]
 
     def checkpoint(self, receipts: Sequence[Receipt], lines: bytes, message: str) -> None:
         """Keep finished files and what the journal says of them.

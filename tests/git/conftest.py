@@ -21,7 +21,7 @@ import pytest
 from tensorport_hub.devhub import DevHub
 from tensorport_hub.edge import retry
 from tensorport_hub.engine import part
-from tests.e2e.test_resume import MODEL, SOURCE
+from tests.e2e.interrupted import MODEL, SOURCE
 from tests.git.front import Front, giftless, mercurial
 
 KINDS = ("bare path", "giftless", "mercurial")

@@ -13,7 +13,7 @@ import pytest
 from tensorport_hub import plan
 from tensorport_hub.devhub import DevHub
 from tensorport_hub.errors import LimitError
-from tests.e2e.test_resume import SOURCE
+from tests.e2e.interrupted import SOURCE
 from tests.git.conftest import Host, git
 
 

@@ -13,8 +13,8 @@ from tensorport_hub import mirror, plan, verify
 from tensorport_hub.devhub import DevHub
 from tensorport_hub.errors import DestinationError, LimitError, UseError
 from tensorport_hub.results import MirrorResult
+from tests.e2e.interrupted import EVERY, MODEL, SOURCE, TENSORS
 from tests.e2e.reading import folder_contents
-from tests.e2e.test_resume import EVERY, MODEL, SOURCE, TENSORS
 from tests.git.conftest import Host, commit_by_hand, git
 
 ReadBack = Callable[..., dict[str, bytes]]

@@ -21,9 +21,9 @@ from tensorport_hub.devhub import DevHub
 from tensorport_hub.devhub import Fault as HubFault
 from tensorport_hub.errors import DestinationError
 from tensorport_hub.ports import Event, PartDone, Resumed, Saved, Warned
+from tests.e2e.interrupted import EVERY, FILES, SOURCE, TENSORS
 from tests.e2e.reading import folder_contents
 from tests.e2e.test_interrupts import wait_for
-from tests.e2e.test_resume import EVERY, FILES, SOURCE, TENSORS
 from tests.git.conftest import Host, commit_by_hand
 from tests.git.front import Fault
 from tests.git.test_mirror import ReadBack, run

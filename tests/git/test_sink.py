@@ -41,6 +41,7 @@ def open_sink(host: Host, *, max_disk: int = 1 << 20) -> GitSink:
         Update(MAIN, base.commit, None),
         None,
         Unkept(),
+        held=(),
         message="Mirror",
         author=NOBODY,
     )
