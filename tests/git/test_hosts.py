@@ -316,7 +316,8 @@ def test_staging_is_bounded(
         process = subprocess.Popen([sys.executable, "-m", "tensorport_hub", *words], cwd=scratch)
         peak = 0
         while process.poll() is None:
-            peak = max(peak, held_on_disk(process.pid, scratch))
+            twice = [held_on_disk(process.pid, scratch) for _ in range(2)]  # files move while one looks
+            peak = max(peak, min(twice))
             time.sleep(0.002)
         assert process.returncode == 0
         assert 4_000_000 < peak <= 9_000_000 + 1_000_000

@@ -7,13 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from tensorport_hub import mirror, plan, verify
 from tensorport_hub.devhub import DevHub
 from tensorport_hub.errors import DestinationError, LimitError, UseError
 from tensorport_hub.results import MirrorResult
-from tests.e2e.interrupted import EVERY, MODEL, SOURCE, TENSORS
+from tests.e2e.interrupted import EVERY, FILES, MODEL, SOURCE, TENSORS
 from tests.e2e.reading import folder_contents
 from tests.git.conftest import Host, commit_by_hand, git
 
@@ -75,6 +77,24 @@ def test_a_new_plan_replaces_the_old(hub: DevHub, host: Host, read_back: ReadBac
     assert second.changed
     if host.front is not None:
         assert not [seen for seen in host.front.seen if seen.method == "PUT"]
+
+
+@pytest.mark.parametrize("host", ["bare path", "giftless"], indirect=True)
+def test_a_source_that_moved(hub: DevHub, host: Host, tmp_path: Path, read_back: ReadBack) -> None:
+    """Only the parts of files that changed are made and sent; one that the LFS server lost is made again."""
+    first = run(host)
+    tensors = {f"layers.0.w{i}": np.full((250, 100), i, np.float32) for i in range(TENSORS)}
+    hub.add_repo(SOURCE, {"model-00001-of-00004.safetensors": save(tensors)}, message="new")
+    host.lose(_files(first)["shard_000/layers.2.w3.npy"]["sha256"])
+    if host.front is not None:
+        host.front.seen.clear()
+    second = run(host)
+    assert second.stats.parts_kept == (FILES - 1) * TENSORS - 1
+    assert host.git("rev-parse", "main^") == first.commit
+    mirror(SOURCE, str(tmp_path / "fresh"))
+    assert read_back(host) == folder_contents(tmp_path / "fresh")
+    if host.front is not None:
+        assert len([seen for seen in host.front.seen if seen.method == "PUT"]) == TENSORS + 1
 
 
 def test_verify(host: Host, expected: dict[str, bytes], tmp_path: Path, read_back: ReadBack) -> None:
