@@ -126,6 +126,7 @@ class LocalSink:
             for folder, _, _ in os.walk(self._out):
                 _flush_folder(Path(folder))
             if target.exists():
+                self._out.chmod(stat.S_IMODE(target.stat().st_mode))
                 exchange(self._out, target)
             else:
                 os.rename(self._out, target)
