@@ -11,6 +11,7 @@ from tensorport_hub.core.digest import parse_pointer, pointer_oid
 from tensorport_hub.core.journal import Progress
 from tensorport_hub.core.mirror import Mirror
 from tensorport_hub.core.plan import Plan
+from tensorport_hub.core.tensor import shorten
 from tensorport_hub.destination import Opened, Publication, readable
 from tensorport_hub.edge.git import Git
 from tensorport_hub.edge.git_lfs import GitObjects
@@ -88,14 +89,23 @@ class GitDestination:
         self._refuse_strangers()
 
     def _refuse_strangers(self) -> None:
-        there = self._there
-        self._manifest = self._read(manifest.PATH) if manifest.PATH in there.files else b""
-        if not there.files.keys() - {ATTRIBUTES} or manifest.is_mirror(self._manifest):
+        paths = self._there.files.keys()
+        self._manifest = self._read(manifest.PATH) if manifest.PATH in paths else b""
+        if paths <= {ATTRIBUTES}:
             return
-        raise DestinationError(
-            f"`{self.name}` is no mirror of ours: it holds {len(there.files)} files",
-            hint="use an empty repository",
-        )
+        if not manifest.is_mirror(self._manifest):
+            raise DestinationError(
+                f"`{self.name}` is no mirror of ours: it holds {len(paths)} files",
+                hint="use an empty repository",
+            )
+        there = readable(self._manifest)
+        strange = sorted(paths - there.files.keys() - proof.UNLISTED) if there is not None else []
+        if strange and not self._publication.restart:
+            raise DestinationError(
+                f"`{self.name}` holds {len(strange)} files that are not of the mirror, among them"
+                f" `{shorten(strange[0])}`",
+                hint="move them elsewhere; `--restart` makes the mirror anew without them",
+            )
 
     def _read(self, path: str) -> bytes:
         """A file of the branch, whole; an LFS file too."""

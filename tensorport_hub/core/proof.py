@@ -8,7 +8,7 @@ compared by what both sides know.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from tensorport_hub.core import manifest
@@ -129,11 +129,13 @@ def check_plan(mirror: Mirror, fresh: Plan) -> list[Fault]:
 
 def is_of(mirror: Mirror, plan: Plan) -> bool:
     """Whether a mirror is what `plan` makes, by whatever version of this tool; never of a folder."""
-    return plan.repo is not None and (mirror.plan.repo, mirror.plan.commit, asdict(mirror.plan.options)) == (
-        plan.repo,
-        plan.commit,
-        asdict(plan.options),
-    )
+    return plan.repo is not None and is_like(mirror, plan)
+
+
+def is_like(mirror: Mirror, plan: Plan) -> bool:
+    """As `is_of`, but a folder counts as the same one where its headers are the same."""
+    there = mirror.plan
+    return (there.repo, there.commit, there.options) == (plan.repo, plan.commit, plan.options)
 
 
 def _by_recipe(plan: Plan) -> Iterator[tuple[Recipe, list[Part]]]:

@@ -90,6 +90,12 @@ class HubJournal:
             while self._entries:
                 self._checkpoint()
 
+    def end(self) -> None:
+        """The last commit has all of it: there is nothing to keep any more."""
+        with self._lock:
+            self._entries.clear()
+            self._receipts.clear()
+
     def flush(self) -> None:
         """Checkpoints until what is left fits the last commit."""
         with self._lock:

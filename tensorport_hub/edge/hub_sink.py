@@ -91,6 +91,8 @@ class HubSink:
         if isinstance(self.journal, HubJournal):
             self.journal.flush()
         self._work.complete(uploaded, self._small)
+        if isinstance(self.journal, HubJournal):
+            self.journal.end()
         return self.publish()
 
     def left_complete(self) -> tuple[Sequence[SourceFile], bytes] | None:

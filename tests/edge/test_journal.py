@@ -138,7 +138,9 @@ class TestHubJournal(JournalContract):
     def open(self, *, every: int = 1 << 40) -> HubJournal:
         """The journal of the next run."""
         target = HubRef.of(self.client, "me/mirror", "main", self.events.append)
-        work = open_work(target, Request(HUB_KEY, "Mirror", "me", None), restart=False)
+        request = Request(HUB_KEY, "Mirror", "me", None, offer=False)
+        work = open_work(target, request, restart=False, needed=True)
+        assert work is not None
         work.claim()
         paths = {index: f"{index}.npy" for index in range(10)}
         return HubJournal(work, parts=paths, every=every, report=self.events.append)

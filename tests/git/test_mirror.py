@@ -192,6 +192,22 @@ def test_a_strangers_repository_is_refused(hub: DevHub, host: Host, tmp_path: Pa
     assert host.branches() == before
 
 
+@pytest.mark.parametrize("host", ["giftless"], indirect=True)
+def test_files_of_others_in_a_mirror(
+    hub: DevHub, host: Host, tmp_path: Path, expected: dict[str, bytes], read_back: ReadBack
+) -> None:
+    """They are named and nothing is written: exit 5; `restart` makes the mirror without them."""
+    run(host)
+    commit_by_hand(host, tmp_path, {"notes.txt": None})
+    before = host.branches()
+    with pytest.raises(DestinationError, match=r"not of the mirror, among them `notes\.txt`") as caught:
+        run(host)
+    assert "--restart" in caught.value.hint
+    assert host.branches() == before
+    assert run(host, restart=True).changed
+    assert read_back(host) == expected
+
+
 def test_use_errors(hub: DevHub, host_of: Callable[[str], Host]) -> None:
     """What means nothing on a git remote, and the other way round, is said before anything is done."""
     host = host_of("bare path")
