@@ -13,8 +13,9 @@ from time import monotonic
 from typing import Any
 
 from tensorport_hub.audit import Audit
+from tensorport_hub.core.layout import LARGEST_SHARD
 from tensorport_hub.core.mirror import Mirror
-from tensorport_hub.core.plan import LARGEST_SHARD, Options
+from tensorport_hub.core.plan import Options
 from tensorport_hub.core.size import parse_size
 from tensorport_hub.core.tensor import PRECISIONS
 from tensorport_hub.destination import Publication
@@ -96,7 +97,7 @@ def mirror(
     limits, meter = Limits.of(workers, max_memory), Meter(on_event)
     publication = _publication(locals(), options)
     with Job(source, destination, revision, token, options, limits, publication, meter) as job:
-        meter(Planned(len(job.plan.parts), job.schedule.bytes_read(), job.plan.bytes_out))
+        meter(Planned(len(job.plan.outputs), job.schedule.bytes_read(), job.plan.bytes_out))
         made = job.standing() or _carried_out(job)
         meter(Committed(made[1]))
         return job.result(*made, monotonic() - begun)

@@ -113,7 +113,7 @@ class FolderDestination:
         """A folder holds everything that the disk has room for."""
 
     def checkpoints(self, plan: Plan) -> int | None:
-        return len(plan.parts)
+        return len(plan.outputs)
 
     def standing(self, plan: Plan) -> tuple[Mirror, Published] | None:
         found = self._path / manifest.PATH
@@ -125,8 +125,8 @@ class FolderDestination:
         return there, Published(self.name, None, None, changed=False)
 
     def open(self, plan: Plan, key: str, *, writers: int) -> Opened:
-        parts = range(len(plan.parts))
-        sink = LocalSink(self._path, key=key, parts=parts, restart=self._publication.restart)
+        outputs = range(len(plan.outputs))
+        sink = LocalSink(self._path, key=key, outputs=outputs, restart=self._publication.restart)
         return Opened(sink, sink.journal)
 
 

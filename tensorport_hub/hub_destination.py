@@ -114,14 +114,13 @@ class HubDestination:
                 problems.append(
                     f"folder `{folder or '/'}` would hold {count} entries: expected at most {FOLDER_ENTRIES}"
                 )
-        largest = max(plan.parts, key=lambda part: part.size, default=None)
+        largest = max(plan.outputs, key=lambda file: file.size, default=None)
         if largest is not None and largest.size > _LARGEST_FILE:
             problems.append(f"`{largest.path}` has {largest.size} bytes: expected at most {_LARGEST_FILE}")
-        staged = largest is not None and largest.size > self._publication.max_disk
-        if self._publication.transfer == "lfs" and staged and largest is not None:
+        if self._publication.transfer == "lfs" and plan.bytes_at_once > self._publication.max_disk:
             problems.append(
-                f"the largest part does not fit the staging space: expected at most"
-                f" {self._publication.max_disk} bytes, got {largest.size}"
+                f"files that are written at the same time do not fit the staging space: expected at most"
+                f" {self._publication.max_disk} bytes, got {plan.bytes_at_once}"
             )
         if problems:
             raise gather(LimitError, problems, hint="raise `--max-disk`, or change `--shard-size`")
@@ -165,8 +164,8 @@ class HubDestination:
             journal: HubJournal | Unkept = Unkept()
             if work is not None and not work.is_complete:
                 work.claim()
-                paths = {part.index: part.path for part in plan.parts}
-                journal = HubJournal(work, parts=paths, every=publication.checkpoint_every, report=report)
+                paths = {file.index: file.path for file in plan.outputs}
+                journal = HubJournal(work, outputs=paths, every=publication.checkpoint_every, report=report)
             sink = HubSink(
                 self._client,
                 http,

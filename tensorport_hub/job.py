@@ -78,7 +78,7 @@ class Job(Reading):
         super().__init__(source, revision, token, options, meter)
         try:
             self.destination = self._destination(given or self._default_destination())
-            paths = [part.path for part in self.plan.parts]
+            paths = [file.path for file in self.plan.outputs]
             paths += [carried.path for carried in self.survey.carried]
             self.destination.check(self.plan, [*paths, card.PATH, manifest.PATH])
             self.allotment()
@@ -114,7 +114,7 @@ class Job(Reading):
             self.limits.max_memory,
             workers=min(self.limits.workers, _XET_STREAMS) if streams else self.limits.workers,
             files=len(self.plan.files),
-            writer_nbytes=STREAM_NBYTES if streams else 2 << 20,
+            writer_nbytes=(STREAM_NBYTES if streams else 2 << 20) * self.plan.files_at_once,
             demand=demand(self.plan),
         )
 
@@ -128,7 +128,6 @@ class Job(Reading):
     def preview(self) -> PlanResult:
         """What a run would do."""
         plan, allotment, destination = self.plan, self.allotment(), self.destination
-        largest = max((part.size for part in plan.parts), default=0)
         staged = self._publication.transfer == "lfs" and isinstance(destination, HubDestination)
         return PlanResult(
             plan,
@@ -143,11 +142,11 @@ class Job(Reading):
             self.schedule.bytes_again(),
             len(plan.recipes),
             plan.parameters,
-            len(plan.parts),
+            len(plan.outputs),
             plan.shards,
             plan.bytes_out,
             self.limits.max_memory,
-            min(self._publication.max_disk, allotment.workers * largest) if staged else 0,
+            min(self._publication.max_disk, allotment.workers * plan.bytes_at_once) if staged else 0,
             tuple(self.meter.warnings),
         )
 
@@ -159,7 +158,7 @@ class Job(Reading):
         """The sink and the journal; a missing repository is created here."""
         plan, stamp = self.plan, self.source.stamp
         key = hashlib.sha256(f"{plan.fingerprint}{stamp}".encode()).hexdigest() if stamp else plan.fingerprint
-        return self.destination.open(plan, key, writers=self.allotment().workers)
+        return self.destination.open(plan, key, writers=self.allotment().workers * plan.files_at_once)
 
     def publish(self, sink: Sink, outcome: Outcome) -> tuple[Mirror, Published]:
         """Carried files, card and manifest, then the commit."""
@@ -210,7 +209,7 @@ class Job(Reading):
             Stats(
                 len(plan.recipes),
                 plan.parameters,
-                len(plan.parts),
+                len(plan.outputs),
                 meter.resumed,
                 meter.bytes_read,
                 meter.bytes_written,

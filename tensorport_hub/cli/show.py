@@ -37,7 +37,7 @@ def mirror_json(result: MirrorResult) -> dict[str, Any]:
 def plan_json(result: PlanResult) -> dict[str, Any]:
     """What `plan --json` prints: the numbers, and every file with its size."""
     shown = {f.name: getattr(result, f.name) for f in fields(result) if f.name != "plan"}
-    files = [{"path": part.path, "size": part.size} for part in result.plan.parts]
+    files = [{"path": file.path, "size": file.size} for file in result.plan.outputs]
     return {**shown, "revision": result.plan.commit, "fingerprint": result.plan.fingerprint, "files": files}
 
 

@@ -91,16 +91,13 @@ def _title(plan: Plan) -> str:
 
 def _content(plan: Plan) -> str:
     counts: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
-    sizes: Counter[int] = Counter()
-    for part in plan.parts:
-        sizes[part.recipe] += part.size
     for i, recipe in enumerate(plan.recipes):
         stored = recipe.decoder.inputs[0].dtype.name
         scheme = "as stored" if recipe.decoder.scheme == "plain" else f"{recipe.decoder.scheme} decoded"
         if recipe.casts:
             scheme += ", rounded once"
         row = counts[f"{stored} → {recipe.dtype.name}" if recipe.dtype.name != stored else stored, scheme]
-        row.update(tensors=1, parameters=recipe.decoder.parameters, nbytes=sizes[i])
+        row.update(tensors=1, parameters=recipe.parameters, nbytes=plan.nbytes_of[i])
     rows = [
         f"| {dtype} | {scheme} | {row['tensors']:,} | {row['parameters']:,} | {format_size(row['nbytes'])} |"
         for (dtype, scheme), row in sorted(counts.items())
@@ -110,7 +107,7 @@ def _content(plan: Plan) -> str:
         "| dtype | decoding | tensors | parameters | size |\n|---|---|--:|--:|--:|\n"
         + "\n".join(rows)
         + f"\n| **all** | | {len(plan.recipes):,} | {plan.parameters:,} | {format_size(plan.bytes_out)} |\n\n"
-        f"{len(plan.parts):,} files in {plan.shards:,} shard{'s' * (plan.shards != 1)};"
+        f"{len(plan.outputs):,} files in {plan.shards:,} shard{'s' * (plan.shards != 1)};"
         " `manifest.json` names every tensor's file.\n"
     )
 
@@ -137,7 +134,7 @@ def _losses(plan: Plan, losses: Mapping[int, Losses]) -> str:
 
 
 def _use(plan: Plan) -> str:
-    if not plan.parts:
+    if not plan.outputs:
         return ""
     names = (recipe.name for recipe in plan.recipes if recipe.shape and encode(recipe.name) == recipe.name)
     name = next(names, None)
@@ -161,7 +158,7 @@ def _use(plan: Plan) -> str:
         "import jax.numpy as jnp\n"
         "from huggingface_hub import snapshot_download\n\n"
         'folder = pathlib.Path(snapshot_download("OWNER/NAME"))\n'
-        f'array = jnp.load(folder / "{plan.parts[0].path}")\n\n'
+        f'array = jnp.load(folder / "{plan.outputs[0].path}")\n\n'
         'tensors = json.loads((folder / "manifest.json").read_text())["tensors"]\n'
         "params = {\n"
         '    name: jnp.concatenate([jnp.load(folder / s["file"]) for s in t["stored"]])\n'

@@ -10,27 +10,30 @@ from __future__ import annotations
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from itertools import groupby
 from math import prod
 from typing import Any, TypeVar
 
-from tensorport_hub.core import manifest, npy
+from tensorport_hub.core import manifest
+from tensorport_hub.core.decode.stacked import Stacked
 from tensorport_hub.core.decode.table import SCHEMES, bind
+from tensorport_hub.core.encode.table import DEFAULT, ENCODINGS
 from tensorport_hub.core.filenames import is_inside
+from tensorport_hub.core.layout import OutFile, Piece, frame, is_swapped, make_file, part_ending
 from tensorport_hub.core.manifest import FileEntry
-from tensorport_hub.core.plan import Options, Part, Plan, WeightFile
+from tensorport_hub.core.plan import Options, Plan, WeightFile
+from tensorport_hub.core.ranges import Range
 from tensorport_hub.core.recipe import Recipe
 from tensorport_hub.core.tensor import DTYPES, DType, TensorSpec, shorten
 from tensorport_hub.errors import TensorportError, VerificationError
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _OID = re.compile(r"[0-9a-f]{40}")
-_SHARD = re.compile(r"(?:^|/)shard_(\d+)/")
+_SHARD = re.compile(r"(?:^|/)(?:shard_|model-)(\d+)")
 _LARGEST = 1 << 62
-
-FORMATS = ("numpy-direct",)
-"""What this version writes, and reads back."""
 
 T = TypeVar("T")
 
@@ -43,7 +46,7 @@ class Mirror:
         plan: what was made, of what, and how.
         digests: source file -> its sha256, where it is known.
         verified: source file -> `whole`, `ranges` or `no`.
-        weights: the file of each part of the plan, in its order.
+        weights: the entry of each output file of the plan, in its order.
         files: every file but the manifest, by path.
         text: the manifest as JSON values.
     """
@@ -77,41 +80,60 @@ def read(data: bytes) -> Mirror:
 
 
 def _mirror(text: Mapping[str, Any]) -> Mirror:
-    if text.get("format") not in FORMATS:
-        raise _wrong("format", f"one of {', '.join(f'`{name}`' for name in FORMATS)}", text.get("format"))
+    formats = _formats(text.get("format"))
     source = _object(text.get("source"), "source")
     weights, digests, verified = _source_files(source)
     listed = _listed(text)
-    recipes: list[Recipe] = []
-    parts: list[Part] = []
-    entries: list[FileEntry] = []
-    for name, value in _object(text.get("tensors"), "tensors").items():
-        where = f"tensor `{shorten(name)}`"
-        recipe = _recipe(name, _object(value, where), weights, where)
-        recipes.append(recipe)
-        for part, entry in _parts(recipe, len(recipes) - 1, value, listed, where):
-            parts.append(part)
-            entries.append(entry)
+    tensors = _object(text.get("tensors"), "tensors")
+    recipes = [_recipe(name, _object(value, _where(name)), weights) for name, value in tensors.items()]
+    numbers = {file.path: i for i, file in enumerate(weights)}
+    recipes.sort(key=lambda recipe: _place_in_source(recipe, numbers))
+    places = [
+        place
+        for number, recipe in enumerate(recipes)
+        for place in _places(recipe, number, tensors[recipe.name], listed, formats)
+    ]
+    outputs = _outputs(recipes, places, listed, formats)
     revision = _string(source.get("revision"), "source.revision")
     repo = source.get("repo")
-    order = sorted(range(len(parts)), key=lambda i: (parts[i].shard, parts[i].recipe, parts[i].rows[0]))
     plan = Plan(
         None if repo is None else _string(repo, "source.repo"),
         revision,
         tuple(weights),
         tuple(recipes),
-        tuple(_numbered(parts[i], number) for number, i in enumerate(order)),
-        _options(_object(text.get("options"), "options")),
+        tuple(outputs),
+        _options(_object(text.get("options"), "options"), formats),
         {key: _string(why, "skipped") for key, why in _object(text.get("skipped"), "skipped").items()},
         tuple(sorted(path for path, how in verified.items() if how != "whole")),
         _object(text.get("packed", {}), "packed"),
         _string(_object(text.get("generator"), "generator").get("version"), "generator.version"),
     )
-    return Mirror(plan, digests, verified, tuple(entries[i] for i in order), listed, text)
+    return Mirror(plan, digests, verified, tuple(listed[file.path] for file in outputs), listed, text)
 
 
-def _numbered(part: Part, index: int) -> Part:
-    return Part(index, part.recipe, part.shard, part.path, part.size, part.rows, part.items, part.shape)
+def _formats(value: Any) -> tuple[str, ...]:
+    """One format, or several in their order."""
+    found = tuple(value) if isinstance(value, list) else (value,)
+    known = all(isinstance(form, str) and form in ENCODINGS for form in found)
+    if (
+        not found
+        or not known
+        or len(set(found)) != len(found)
+        or (isinstance(value, list) and len(found) < 2)
+    ):
+        raise _wrong("format", f"one of {', '.join(f'`{name}`' for name in ENCODINGS)}, or several", value)
+    return found
+
+
+def _where(name: str) -> str:
+    return f"tensor `{shorten(name)}`"
+
+
+def _place_in_source(recipe: Recipe, numbers: Mapping[str, int]) -> tuple[int, int, int, int, str]:
+    """What plans are ordered by: where the primary lies."""
+    primary = recipe.decoder.inputs[0]
+    first = recipe.every[0] if recipe.every else 0
+    return numbers[primary.file], primary.start, primary.stop, first, recipe.name
 
 
 def _source_files(
@@ -156,18 +178,32 @@ def _listed(text: Mapping[str, Any]) -> dict[str, FileEntry]:
     return found
 
 
-def _recipe(name: str, value: Mapping[str, Any], files: Sequence[WeightFile], where: str) -> Recipe:
+def _recipe(name: str, value: Mapping[str, Any], files: Sequence[WeightFile]) -> Recipe:
+    where = _where(name)
     inputs = [
         _input(_object(one, where), files, where) for one in _list(value.get("from"), f"`from` of {where}")
     ]
     decoder = dict(_object(value.get("decoder"), f"decoder of {where}"))
     scheme, _ = decoder.pop("scheme", None), decoder.pop("dtype", None)
-    if scheme not in SCHEMES or not inputs:
+    if scheme not in (*SCHEMES, Stacked.scheme) or not inputs:
         raise _wrong(f"decoder of {where}", "a scheme that this tool knows, and its inputs", scheme)
-    recipe = Recipe(name, bind(scheme, inputs, decoder), _dtype(value.get("dtype"), where))
+    every, swapped = decoder.pop("every", None), decoder.pop("swapped", False)
+    bound = bind(scheme, inputs, decoder)
+    view = None if every is None else _every(every, bound.shape, where)
+    if swapped is not False and (swapped is not True or len(bound.shape) != 3 or bound.dtype.packed):
+        raise _wrong(f"decoder of {where}", "`swapped` of three axes", swapped)
+    recipe = Recipe(name, bound, _dtype(value.get("dtype"), where), view, swapped)
     if recipe.shape != _shape(value.get("shape"), where):
         raise _wrong(f"shape of {where}", str(list(recipe.shape)), value.get("shape"))
     return recipe
+
+
+def _every(value: Any, shape: Sequence[int], where: str) -> tuple[int, int]:
+    """First and step of the rows that are chosen."""
+    first, step = _shape(value, where) if isinstance(value, list) and len(value) == 2 else (0, 0)
+    if not 0 <= first < step or len(shape) not in (2, 3) or any(length % step for length in shape[1:2]):
+        raise _wrong(f"decoder of {where}", "`every` of rows that it divides", value)
+    return first, step
 
 
 def _input(value: Mapping[str, Any], files: Sequence[WeightFile], where: str) -> TensorSpec:
@@ -184,12 +220,27 @@ def _input(value: Mapping[str, Any], files: Sequence[WeightFile], where: str) ->
     return TensorSpec(name, dtype, shape, files[number].path, start, stop)
 
 
-def _parts(
-    recipe: Recipe, number: int, value: Mapping[str, Any], listed: Mapping[str, FileEntry], where: str
-) -> Iterator[tuple[Part, FileEntry]]:
-    shape = recipe.stored_shape
-    row_items = prod(shape[1:])
-    at = 0
+@dataclass(frozen=True)
+class _Place:
+    """Rows of a recipe in a file, from byte `offset` on; None where the file is theirs alone."""
+
+    form: str
+    path: str
+    recipe: int
+    rows: Range
+    offset: int | None
+
+
+def _places(
+    recipe: Recipe,
+    number: int,
+    value: Mapping[str, Any],
+    listed: Mapping[str, FileEntry],
+    formats: Sequence[str],
+) -> Iterator[_Place]:
+    """Where a tensor is stored: in each format all of its rows, in order."""
+    where = _where(recipe.name)
+    at = dict.fromkeys(formats, 0)
     for one in _list(value.get("stored"), f"`stored` of {where}"):
         stored = _object(one, where)
         path = _string(stored.get("file"), where)
@@ -199,32 +250,95 @@ def _parts(
             raise VerificationError(
                 f"`{manifest.PATH}`: `{shorten(path)}` of {where} is not listed so in `files`"
             )
-        if len(rows) != 2 or rows[0] != at or rows[1] < at:
-            raise _wrong(f"rows of `{shorten(path)}` of {where}", f"[{at}, ...]", list(rows))
-        piece = (rows[1] - rows[0], *shape[1:]) if shape else ()
-        size = npy.nbytes(recipe.dtype, piece)
-        if size != entry.size:
-            raise _wrong(f"size of `{shorten(path)}` of {where}", str(size), entry.size)
+        form = stored.get("format", formats[0] if len(formats) == 1 else None)
+        if form not in at:
+            raise _wrong(f"format of `{shorten(path)}` of {where}", "one of the mirror's", form)
+        if len(rows) != 2 or rows[0] != at[form] or rows[1] < at[form]:
+            raise _wrong(f"rows of `{shorten(path)}` of {where}", f"[{at[form]}, ...]", list(rows))
+        if stored.get("swapped", False) is not is_swapped(recipe, form):
+            raise _wrong(f"`swapped` of {where}", str(is_swapped(recipe, form)), stored.get("swapped"))
+        offset = stored.get("offset")
+        if (offset is not None) is not ENCODINGS[form].container:
+            raise _wrong(f"offset of {where}", "one where a file holds several tensors", offset)
+        at[form] = rows[1]
+        yield _Place(form, path, number, (rows[0], rows[1]), None if offset is None else _size(offset, where))
+    rows_of_all = recipe.stored_shape[0] if recipe.stored_shape else 1
+    for reached in at.values():
+        if reached != rows_of_all:
+            raise _wrong(f"rows of {where}", f"all {rows_of_all}", reached)
+
+
+def _outputs(
+    recipes: Sequence[Recipe],
+    places: Sequence[_Place],
+    listed: Mapping[str, FileEntry],
+    formats: Sequence[str],
+) -> list[OutFile]:
+    """The files of weights; each must be just as its pieces make it."""
+    by_path: dict[str, list[_Place]] = defaultdict(list)
+    for place in places:
+        by_path[place.path].append(place)
+    cuts: dict[tuple[str, int], list[str]] = defaultdict(list)  # the files that share a tensor
+    for place in places:
+        files = cuts[place.form, place.recipe]
+        files += [place.path] if place.path not in files[-1:] else []
+    made = []
+    for path, own in by_path.items():
+        own.sort(key=lambda place: (place.offset or 0, place.recipe, place.rows))
         shard = _SHARD.search(path)
-        items = (rows[0] * row_items, rows[1] * row_items)
-        at = rows[1]
-        yield (
-            Part(
-                0, number, int(shard.group(1)) if shard else 0, path, size, (rows[0], rows[1]), items, piece
-            ),
-            entry,
+        number = int(shard.group(1)) if shard else 0
+        pieces = [*_pieces(recipes, own, cuts)]
+        where = _where(recipes[own[0].recipe].name)
+        if len({place.form for place in own}) > 1 or (own[0].offset is None and len(own) > 1):
+            raise VerificationError(f"`{manifest.PATH}`: `{shorten(path)}` of {where} is named twice")
+        file = make_file(recipes, 0, own[0].form, number, path, [("", piece) for piece in pieces])
+        if file.size != listed[path].size:
+            raise _wrong(f"size of `{shorten(path)}` of {where}", str(file.size), listed[path].size)
+        _check_offsets(recipes, file, own)
+        made.append(file)
+    made.sort(key=lambda f: (formats.index(f.format), f.shard, f.pieces[0].recipe, f.pieces[0].rows))
+    return [replace(file, index=index) for index, file in enumerate(made)]
+
+
+def _pieces(
+    recipes: Sequence[Recipe], own: Sequence[_Place], cuts: Mapping[tuple[str, int], Sequence[str]]
+) -> Iterator[Piece]:
+    """What stands in one file; chunks of a tensor are one piece."""
+    for number, found in groupby(own, key=lambda place: place.recipe):
+        places = [*found]
+        files = cuts[places[0].form, number]
+        key = recipes[number].name
+        if len(files) > 1:
+            key += part_ending(files.index(places[0].path), len(files))
+        yield Piece(number, (places[0].rows[0], places[-1].rows[1]), key)
+
+
+def _check_offsets(recipes: Sequence[Recipe], file: OutFile, own: Sequence[_Place]) -> None:
+    if own[0].offset is None:
+        return
+    made = frame(recipes, file)
+    starts = [file.pieces[segment.entry].rows[0] for segment in made.segments]
+    found = [
+        (offset, (start + s.rows[0], start + s.rows[1]))
+        for offset, start, s in zip(made.offsets, starts, made.segments, strict=True)
+    ]
+    if found != [(place.offset, place.rows) for place in own]:
+        raise VerificationError(
+            f"`{manifest.PATH}`: tensors of `{shorten(file.path)}` stand where a {file.format} file can't"
+            " have them"
         )
-    if at != (shape[0] if shape else 1):
-        raise _wrong(f"rows of {where}", f"all {shape[0] if shape else 1}", at)
 
 
-def _options(value: Mapping[str, Any]) -> Options:
+def _options(value: Mapping[str, Any], formats: tuple[str, ...]) -> Options:
     given: dict[str, Any] = {
         key: tuple(_string(item, f"options.{key}") for item in v) if isinstance(v, list) else v
         for key, v in value.items()
     }
+    given = {"formats": (DEFAULT,), "experts": "source"} | given
     if given.keys() != {f.name for f in fields(Options)}:
         raise _wrong("options", "those of this version", sorted(given))
+    if given["formats"] != formats:
+        raise _wrong("options.formats", str(list(formats)), given["formats"])
     for key, default in vars(Options()).items():
         wanted = (str, type(None)) if default is None else type(default)
         if not isinstance(given[key], wanted) or isinstance(given[key], bool):

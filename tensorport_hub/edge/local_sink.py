@@ -30,12 +30,12 @@ _JOURNAL = "journal.jsonl"
 class LocalSink:
     """A folder that becomes the mirror, and the journal of how far it is."""
 
-    def __init__(self, target: Path, *, key: str, parts: Collection[int], restart: bool = False) -> None:
+    def __init__(self, target: Path, *, key: str, outputs: Collection[int], restart: bool = False) -> None:
         """Stage for `target`.
 
         Args:
             key: names the plan.
-            parts: the part numbers that it has.
+            outputs: the numbers of its output files.
             restart: give up what an interrupted run of whatever plan left.
 
         Raises:
@@ -63,7 +63,7 @@ class LocalSink:
             check_folder(target)
             if restart:
                 self._clear()
-            self.journal = JournalFile(self._work / _JOURNAL, key=key, parts=parts)
+            self.journal = JournalFile(self._work / _JOURNAL, key=key, outputs=outputs)
             self._out.mkdir(exist_ok=True)
         except BaseException as error:
             if not (self._work / _JOURNAL).exists():
@@ -142,7 +142,7 @@ class LocalSink:
     def close(self) -> None:
         """Keep the work folder where a part is finished in it; else leave nothing behind."""
         self.journal.close()
-        if not self._keep or not self.journal.parts:
+        if not self._keep or not self.journal.made:
             with suppress(OSError):
                 self._clear()
             shutil.rmtree(self._work, ignore_errors=True)

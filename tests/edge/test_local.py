@@ -35,7 +35,7 @@ def write_files(root: Path, files: Mapping[str, bytes]) -> Path:
 
 def open_sink(target: Path, *, key: str = "k", restart: bool = False) -> LocalSink:
     """A sink for a plan of ten parts."""
-    return LocalSink(target, key=key, parts=range(10), restart=restart)
+    return LocalSink(target, key=key, outputs=range(10), restart=restart)
 
 
 def files_of(root: Path) -> dict[str, bytes]:
