@@ -13,6 +13,8 @@ from time import monotonic
 from typing import Any
 
 from tensorport_hub.audit import Audit
+from tensorport_hub.core.encode.safetensors import SAFETENSORS
+from tensorport_hub.core.encode.table import DEFAULT, ENCODINGS
 from tensorport_hub.core.layout import LARGEST_SHARD
 from tensorport_hub.core.mirror import Mirror
 from tensorport_hub.core.plan import Options
@@ -38,6 +40,8 @@ def mirror(
     quantized: str = "decode",
     on_overflow: str = "error",
     on_underflow: str = "report",
+    format: str | Sequence[str] = "numpy-direct",
+    experts: str = "source",
     shard_size: str | int = "1.8GB",
     allow_large_shards: bool = False,
     include: Sequence[str] = (),
@@ -71,6 +75,9 @@ def mirror(
         quantized: `decode`, or `keep`: packed tensors are copied as stored, under their stored names.
         on_overflow: `error`, `inf` or `saturate`: a finite value that the precision can't hold.
         on_underflow: `report` or `error`: non-zero values that become 0.
+        format: `numpy-direct`, `msgpack`, `jax-pickle` or `safetensors`; of several, each gets its own
+            folder, and the source is read once.
+        experts: `source`, or `stacked`: every MoE layer's experts as one array a projection.
         shard_size: bytes a shard may hold.
         allow_large_shards: let `shard_size` pass 2 GB.
         include, exclude: globs over tensor names.
@@ -94,7 +101,7 @@ def mirror(
     """
     begun = monotonic()
     options = _options(locals())
-    limits, meter = Limits.of(workers, max_memory), Meter(on_event)
+    limits, meter = Limits.of(workers, max_memory, large_shards=allow_large_shards), Meter(on_event)
     publication = _publication(locals(), options)
     with Job(source, destination, revision, token, options, limits, publication, meter) as job:
         meter(Planned(len(job.plan.outputs), job.schedule.bytes_read(), job.plan.bytes_out))
@@ -131,6 +138,8 @@ def plan(
     quantized: str = "decode",
     on_overflow: str = "error",
     on_underflow: str = "report",
+    format: str | Sequence[str] = "numpy-direct",
+    experts: str = "source",
     shard_size: str | int = "1.8GB",
     allow_large_shards: bool = False,
     include: Sequence[str] = (),
@@ -156,7 +165,7 @@ def plan(
         TensorportError: what would stop the run.
     """
     options = _options(locals())
-    limits, meter = Limits.of(workers, max_memory), Meter(on_event)
+    limits, meter = Limits.of(workers, max_memory, large_shards=allow_large_shards), Meter(on_event)
     publication = _publication(locals(), options)
     with Job(source, destination, revision, token, options, limits, publication, meter) as job:
         return job.preview()
@@ -269,13 +278,38 @@ def _options(given: Mapping[str, Any]) -> Options:
         include=_globs(given["include"]),
         exclude=_globs(given["exclude"]),
         verify_source=given.get("verify_source", "auto"),
+        formats=_formats(given.get("format") or DEFAULT),
+        experts=given.get("experts", "source"),
     )
     for key, words in _CHOICES.items():
         if getattr(options, key) not in words:
             raise UseError(
                 f"`{getattr(options, key)}` is no {key.replace('_', '-')}: expected one of {_or(words)}"
             )
+    if options.experts == "stacked":
+        _refuse_stacked(options)
     return options
+
+
+def _refuse_stacked(options: Options) -> None:
+    """Stacked experts are decoded, and no names of transformers."""
+    if SAFETENSORS.name in options.formats:
+        raise UseError(
+            "`--experts stacked` and `--format safetensors` exclude each other: that format has transformers'"
+            " own names and shapes",
+            hint="make two mirrors",
+        )
+    if options.quantized == "keep":
+        raise UseError("`--experts stacked` and `--quantized keep` exclude each other")
+
+
+def _formats(given: str | Sequence[str]) -> tuple[str, ...]:
+    """In the order of the table, whatever order they were given in."""
+    words = _globs(given)
+    for word in words:
+        if word not in ENCODINGS:
+            raise UseError(f"`{word}` is no format: expected one of {_or(ENCODINGS)}")
+    return tuple(word for word in ENCODINGS if word in words)
 
 
 def _publication(given: Mapping[str, Any], options: Options) -> Publication:
@@ -290,7 +324,7 @@ def _publication(given: Mapping[str, Any], options: Options) -> Publication:
         given["branch"],
         given.get("restart", False),
         parse_size(given["checkpoint_every"]),
-        2 * options.shard_size if max_disk is None else parse_size(max_disk),
+        (1 + len(options.formats)) * options.shard_size if max_disk is None else parse_size(max_disk),
     )
 
 
@@ -300,6 +334,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "on_overflow": ("error", "inf", "saturate"),
     "on_underflow": ("report", "error"),
     "verify_source": ("auto", "whole", "no"),
+    "experts": ("source", "stacked"),
 }
 
 

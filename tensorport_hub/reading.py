@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from tensorport_hub.core import manifest
+from tensorport_hub.core.experts import stack_experts
 from tensorport_hub.core.layout import lay_out
 from tensorport_hub.core.location import FolderLocation, HubLocation, Location, parse_source
 from tensorport_hub.core.plan import Options, Plan
@@ -103,13 +104,15 @@ class Reading:
             )
 
     def _plan(self, seen: Survey) -> Plan:
-        found = recipes(seen.checkpoint, precision=self.options.precision, quantized=self.options.quantized)
+        options = self.options
+        found = recipes(seen.checkpoint, precision=options.precision, quantized=options.quantized)
+        made = stack_experts(found.made, seen.config) if options.experts == "stacked" else found.made
         return Plan(
             seen.repo,
             seen.revision,
             seen.files,
-            found.made,
-            lay_out(found.made, shard_size=self.options.shard_size, formats=self.options.formats),
+            made,
+            lay_out(made, shard_size=options.shard_size, formats=options.formats),
             self.options,
             {**seen.skipped, **found.left_out},
             seen.partial,

@@ -79,6 +79,7 @@ def plan_text(result: PlanResult) -> str:
             f"{format_size(result.bytes_again)} ({share:.1f} %), forced by order or by the memory cap",
         ),
         ("writes", f"{format_size(result.bytes_out)} in {result.parts:,} files, {result.shards} shards"),
+        ("formats", _formats(result)),
         ("tensors", f"{result.tensors:,} with {result.parameters:,} parameters"),
         ("publishes", _publication(result)),
         ("memory", f"at most {format_size(result.memory)}"),
@@ -86,6 +87,13 @@ def plan_text(result: PlanResult) -> str:
         ("fingerprint", result.plan.fingerprint[:16]),
     ]
     return "\n".join(f"{name:12} {text}" for name, text in rows)
+
+
+def _formats(result: PlanResult) -> str:
+    options = result.plan.options
+    stacked = ", experts stacked" if options.experts == "stacked" else ""
+    together = ", decoded and written one tensor after another" if result.plan.is_ordered else ""
+    return ", ".join(options.formats) + stacked + together
 
 
 def _publication(result: PlanResult) -> str:

@@ -19,7 +19,7 @@ from itertools import pairwise
 from math import prod
 
 from tensorport_hub.core.encode.frame import Encoding, Entry, Frame
-from tensorport_hub.core.encode.safetensors import is_aligned
+from tensorport_hub.core.encode.safetensors import INDEX, SAFETENSORS, index, is_aligned
 from tensorport_hub.core.encode.table import DEFAULT, ENCODINGS
 from tensorport_hub.core.filenames import stems
 from tensorport_hub.core.ranges import Range
@@ -79,7 +79,7 @@ def stored_in(recipe: Recipe, form: str) -> tuple[int, ...]:
 
 def is_swapped(recipe: Recipe, form: str) -> bool:
     """Whether the last two axes stand the other way round in a format."""
-    return form == "safetensors" and recipe.is_transposed_in_transformers
+    return form == SAFETENSORS.name and recipe.is_transposed_in_transformers
 
 
 def entry(recipe: Recipe, piece: Piece, form: str) -> Entry:
@@ -208,6 +208,19 @@ def _fill_uncut(recipes: Sequence[Recipe], shard_size: int, encoding: Encoding) 
         shards[-1].append(("", piece))
         used, data = used + size, data + array.nbytes
     return shards
+
+
+def safetensors_index(recipes: Sequence[Recipe], files: Sequence[OutFile]) -> dict[str, bytes]:
+    """The index beside the files of `safetensors`, by its path; nothing where there are none."""
+    own = [file for file in files if file.format == SAFETENSORS.name]
+    if not own:
+        return {}
+    folder, slash, _ = own[0].path.rpartition("/")
+    named = [
+        (file.path.rpartition("/")[2], [entry(recipes[p.recipe], p, file.format) for p in file.pieces])
+        for file in own
+    ]
+    return {folder + slash + INDEX: index(named)}
 
 
 def cut_parts(recipes: Sequence[Recipe], files: Sequence[OutFile]) -> tuple[Part, ...]:

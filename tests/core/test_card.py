@@ -274,6 +274,8 @@ def test_the_command_says_every_option_again():
         include=("a*", "it's"),
         exclude=("$HOME", "-x"),
         verify_source="whole",
+        formats=("msgpack", "safetensors"),
+        experts="stacked",
     )
     words = shlex.split(card.reproduce(replace(example(), options=options)) or "")
     assert words[:2] == ["tensorport-hub", "mirror"]
@@ -285,6 +287,7 @@ def test_the_command_says_every_option_again():
     context = group.commands["mirror"].make_context("mirror", words[2:])
     given_ = context.params
     assert [v for v in given_.values() if v == f"org/model@{COMMIT}"]
+    given_["formats"] = given_["format"]
     for key, value in vars(options).items():
         assert str(given_[key]) == str(value)
 
