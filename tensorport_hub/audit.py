@@ -192,6 +192,7 @@ class Audit:
             files=len(plan.files),
             writer_nbytes=_WRITER_NBYTES * part_of_it.files_at_once,
             demand=demand(part_of_it),
+            ordered=part_of_it.is_ordered,
         )
         self._meter(Planned(len(outputs), 0, part_of_it.bytes_out))
         try:

@@ -143,6 +143,7 @@ class Job(Reading):
             files=len(self.plan.files),
             writer_nbytes=(STREAM_NBYTES if streams else 2 << 20) * self.plan.files_at_once,
             demand=demand(self.plan),
+            ordered=self.plan.is_ordered,
         )
 
     @cached_property

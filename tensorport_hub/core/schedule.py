@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
 
-from tensorport_hub.core.decode.stacked import Stacked
+from tensorport_hub.core.decode.decoder import Decoder
+from tensorport_hub.core.decode.stacked import Stacked, members
 from tensorport_hub.core.journal import Remaining
 from tensorport_hub.core.layout import Part
 from tensorport_hub.core.plan import Plan, WeightFile
@@ -60,19 +61,22 @@ class Schedule:
         """The uses of each file, and the tiles of held parts by their index."""
         uses = {file.path: _Uses() for file in self._plan.files}
         tiles: dict[int, tuple[Tile, ...]] = {}
+        walked: set[str] = set()
         for number, found in groupby(self._left.parts, key=lambda part: part.recipe):
             recipe, parts = self._plan.recipes[number], [*found]
             here = uses[recipe.decoder.inputs[0].file]
             here.unfed += [part for part in parts if part.items[0] == part.items[1]]
             parts = [part for part in parts if part.items[0] < part.items[1]]
-            if isinstance(recipe.decoder, Stacked):
-                self._use_stacked(recipe.decoder, parts, here)
+            primary = recipe.decoder.inputs[0].name
+            if isinstance(recipe.decoder, Stacked) or primary in walked:
+                self._use_pulled(recipe.decoder, parts, here)
             elif recipe.decoder.held:
                 tiles |= self._use_held(parts, here)
             elif recipe.decoder.indexed and (len(parts) > 1 or not recipe.decoder.inputs[0].nbytes):
                 self._use_indexed(parts, here)
             else:
                 here.fed += [self._use(part) for part in parts]
+            walked.add(primary)
         return uses, tiles
 
     def _needs(self, part: Part, needs: Sequence[Strip]) -> list[tuple[int, str, Strip]]:
@@ -104,16 +108,16 @@ class Schedule:
                     here.pulled += [(file, strip) for _, file, strip in needs]
         return tiles
 
-    def _use_stacked(self, decoder: Stacked, parts: Sequence[Part], here: _Uses) -> None:
-        """Experts that lie where they will: each part reads its own, one after another."""
+    def _use_pulled(self, decoder: Decoder, parts: Sequence[Part], here: _Uses) -> None:
+        """Parts that read all that they need: of experts that lie where they will, or the second half (up)
+        of rows whose first half (gate) is fed, where one must be written before the other.
+        """
         here.unfed += parts
         for part in parts:
-            for member in decoder.members(*part.items):
-                tensors, tiles = member.decoder.inputs, member_tiles(member, self.room)
-                for tile, fresh_inputs in fresh(tiles):
-                    here.pulled += [
-                        (tensors[i].file, tile.needs[i].moved(tensors[i].start)) for i in fresh_inputs
-                    ]
+            for member in members(decoder, *part.items):
+                tensors = member.decoder.inputs
+                for tile, new in fresh(member_tiles(member, self.room)):
+                    here.pulled += [(tensors[i].file, tile.needs[i].moved(tensors[i].start)) for i in new]
 
     def _use_indexed(self, parts: Sequence[Part], here: _Uses) -> None:
         """Parts whose bytes of the primary follow one another, nobody knows yet where they meet."""
