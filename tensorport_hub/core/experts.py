@@ -12,7 +12,7 @@ many as any layer has.
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -36,27 +36,31 @@ def stack_experts(recipes: Sequence[Recipe], config: Mapping[str, Any]) -> tuple
     Raises:
         CheckpointError: experts are missing or of another shape, or a layout is not known; all are named.
     """
-    names = {recipe.name for recipe in recipes}
-    problems: list[str] = []
+    singles = {recipe.name: one for recipe in recipes if (one := _ONE.fullmatch(recipe.name))}
+    fused = {recipe.name: all_ for recipe in recipes if (all_ := _FUSED.fullmatch(recipe.name))}
     groups: dict[tuple[str, str], dict[int, Recipe]] = defaultdict(dict)
     for recipe in recipes:
-        if (one := _ONE.fullmatch(recipe.name)) is not None:
+        if (one := singles.get(recipe.name)) is not None:
             groups[one["stem"], one["rest"]][int(one["number"])] = recipe
     count = max([_stated(config), *(max(found) + 1 for found in groups.values())])
+    packed = {fused[r.name]["stem"] for r in recipes if r.name in fused and _is_packed(r)}
     made: list[Recipe] = []
+    problems: list[str] = []
     for recipe in recipes:
         try:
-            one, fused = _ONE.fullmatch(recipe.name), _FUSED.fullmatch(recipe.name)
-            if one is not None:
+            if (one := singles.get(recipe.name)) is not None:
                 group = groups[one["stem"], one["rest"]]
-                if recipe is group[min(group)]:
-                    made.append(_stacked(f"{one['stem']}.{one['rest']}", one, group, count))
+                made += [_stacked(one, group, count)] if recipe is group[min(group)] else []
+            elif (found := fused.get(recipe.name)) is not None:
+                ours = found["stem"] in packed or config.get("model_type") == "gpt_oss"
+                made += _apart(recipe, found, config, ours=ours)
             else:
-                made += [recipe] if fused is None else _apart(recipe, fused, config)
+                made.append(recipe)
         except CheckpointError as error:
             problems += error.message.splitlines()
-    clashes = names & {recipe.name for recipe in made if isinstance(recipe.decoder, Stacked)}
-    problems += [f"experts would be stacked as `{shorten(name)}`, which is stored too" for name in clashes]
+    counts = Counter(recipe.name for recipe in made)
+    twice = [name for name, times in counts.items() if times > 1]
+    problems += [f"experts would be stacked as `{shorten(n)}`, which is stored too" for n in twice]
     if problems:
         raise gather(CheckpointError, problems, hint="`--experts source` leaves them as they are stored")
     return tuple(made)
@@ -70,7 +74,7 @@ def _stated(config: Mapping[str, Any]) -> int:
     return max((n for n in found if type(n) is int and 0 < n < _MOST), default=0)
 
 
-def _stacked(name: str, one: Found, group: Mapping[int, Recipe], count: int) -> Recipe:
+def _stacked(one: Found, group: Mapping[int, Recipe], count: int) -> Recipe:
     """One projection of one layer.
 
     Raises:
@@ -91,17 +95,23 @@ def _stacked(name: str, one: Found, group: Mapping[int, Recipe], count: int) -> 
     ]
     if problems:
         raise CheckpointError("\n".join(problems))
-    return Recipe(name, Stacked(tuple(group[number].decoder for number in range(count))), first.dtype)
+    return Recipe(
+        f"{stem}.{rest}", Stacked(tuple(group[number].decoder for number in range(count))), first.dtype
+    )
 
 
-def _apart(recipe: Recipe, fused: Found, config: Mapping[str, Any]) -> list[Recipe]:
-    """gpt-oss' experts, which are stored together.
+def _is_packed(recipe: Recipe) -> bool:
+    """Whether a tensor is stored as only gpt-oss' are."""
+    return recipe.decoder.scheme == "mxfp4" and recipe.decoder.inputs[0].name.endswith("_blocks")
+
+
+def _apart(recipe: Recipe, fused: Found, config: Mapping[str, Any], *, ours: bool) -> list[Recipe]:
+    """Experts that are stored together: gpt-oss', if they are `ours`.
 
     Raises:
         CheckpointError: it is another layout, or another model's.
     """
-    packed = recipe.decoder.scheme == "mxfp4" and recipe.decoder.inputs[0].name.endswith("_blocks")
-    ours = packed or config.get("model_type") == "gpt_oss"
+    packed = _is_packed(recipe)
     gate_up, bias = fused["which"] == "gate_up_proj", fused["bias"] is not None
     if not ours and not gate_up:
         return [recipe]

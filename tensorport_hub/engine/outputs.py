@@ -174,7 +174,12 @@ class Outputs:
 
     def of(self, part: Part) -> list[tuple[Output, int]]:
         """The open files that a part goes to, with the recipe whose output they take."""
-        return [(self._open[t.file], t.recipe) for t in part.targets if t.file in self._open]
+        found = [(self._open[t.file], t.recipe) for t in part.targets if t.file in self._open]
+        for output, recipe in found:
+            parts = self._parts[output.file.index]
+            due = parts[len(parts) - self._left[output.file.index]]
+            assert due == (part, recipe), f"`{output.file.path}` gets its parts in another order"
+        return found
 
     def passed(self, part: Part) -> list[Output]:
         """A part is over; the files whose last one it was."""
