@@ -57,7 +57,7 @@ class TestJournalFile(JournalContract):
     def test_a_torn_end_is_cut_off(self, path: Path) -> None:
         """What a run that died left half-written goes, and new entries follow what is whole."""
         open_file(path).add(self.made(1))
-        for torn in (b'{"part":2,"size"', b"\0" * 100, b'{"file":'):
+        for torn in (b'{"made":2,"size"', b"\0" * 100, b'{"file":'):
             whole = path.read_bytes()
             path.write_bytes(whole + torn)
             journal = open_file(path)
