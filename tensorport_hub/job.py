@@ -86,6 +86,7 @@ class Job(Reading):
             self._refuse_large_files()
             paths = [file.path for file in self.plan.outputs]
             paths += [path for carried in self.survey.carried for path in self._places(carried.path)]
+            paths += safetensors_index(self.plan.recipes, self.plan.outputs)
             self.destination.check(self.plan, [*paths, card.PATH, manifest.PATH])
             self.allotment()
             if JAX_PICKLE.name in options.formats:
@@ -136,12 +137,14 @@ class Job(Reading):
         Raises:
             LimitError: it is too small.
         """
-        streams = self.destination.streams
+        streams, at_once = self.destination.streams, self.plan.files_at_once
         return allot(
             self.limits.max_memory,
-            workers=min(self.limits.workers, _XET_STREAMS) if streams else self.limits.workers,
+            workers=min(self.limits.workers, max(_XET_STREAMS // at_once, 1))
+            if streams
+            else self.limits.workers,
             files=len(self.plan.files),
-            writer_nbytes=(STREAM_NBYTES if streams else 2 << 20) * self.plan.files_at_once,
+            writer_nbytes=(STREAM_NBYTES if streams else 2 << 20) * at_once,
             demand=demand(self.plan),
             ordered=self.plan.is_ordered,
         )

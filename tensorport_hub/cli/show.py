@@ -38,7 +38,15 @@ def plan_json(result: PlanResult) -> dict[str, Any]:
     """What `plan --json` prints: the numbers, and every file with its size."""
     shown = {f.name: getattr(result, f.name) for f in fields(result) if f.name != "plan"}
     files = [{"path": file.path, "size": file.size} for file in result.plan.outputs]
-    return {**shown, "revision": result.plan.commit, "fingerprint": result.plan.fingerprint, "files": files}
+    plan = result.plan
+    return {
+        **shown,
+        "revision": plan.commit,
+        "fingerprint": plan.fingerprint,
+        "formats": plan.options.formats,
+        "experts": plan.options.experts,
+        "files": files,
+    }
 
 
 def mirror_text(result: MirrorResult) -> str:

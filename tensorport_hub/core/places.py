@@ -22,7 +22,7 @@ from tensorport_hub.core.recipe import Recipe
 from tensorport_hub.core.tensor import shorten
 from tensorport_hub.errors import VerificationError
 
-_SHARD = re.compile(r"(?:^|/)(?:shard_|model-)(\d+)")
+_SHARD = re.compile(r"(?:^|/)(shard_|model-)(\d+)")
 
 
 def about(name: str) -> str:
@@ -97,8 +97,7 @@ def files_of(
     made = []
     for path, own in by_path.items():
         own.sort(key=lambda place: (place.offset or 0, place.recipe, place.rows))
-        shard = _SHARD.search(path)
-        number = int(shard.group(1)) if shard else 0
+        number = _shard(path)
         pieces = [*_pieces(recipes, own, cuts)]
         where = about(recipes[own[0].recipe].name)
         if len({place.form for place in own}) > 1 or (own[0].offset is None and len(own) > 1):
@@ -110,6 +109,12 @@ def files_of(
         made.append(file)
     made.sort(key=lambda f: (formats.index(f.format), f.shard, f.pieces[0].recipe, f.pieces[0].rows))
     return [replace(file, index=index) for index, file in enumerate(made)]
+
+
+def _shard(path: str) -> int:
+    """The number of a shard, by its path; those of safetensors begin with 1."""
+    found = _SHARD.search(path)
+    return int(found[2]) - (found[1] == "model-") if found else 0
 
 
 def _pieces(

@@ -71,7 +71,8 @@ class Output:
     def _begin(self) -> None:
         """Go to the segment that the next byte belongs to; empty ones are passed."""
         while not self._left:
-            segment = next(self._segments)
+            segment = next(self._segments, None)
+            assert segment is not None, "a file gets more than its tensors"
             self._pass_on(memoryview(segment.before))
             self._left = segment.nbytes
 
