@@ -1,8 +1,9 @@
 """What is read when: the walks of all files, and what parts read themselves.
 
 Each file is walked once from its first byte to its last, so that its sha256 can be taken as the bytes pass
-(see `walk`). What a walk feeds is a whole part, or a tile of a held one (see `tiles`). The other tiles, and
-parts that can't tell beforehand which of the primary's bytes are theirs, are *pulled*: read by who decodes.
+(see `walk`). What a walk feeds is a whole part, or a tile of a held one (see `tiles`). The other tiles, parts
+that can't tell beforehand which of the primary's bytes are theirs, and stacked experts are *pulled*: read by
+who decodes.
 
 All of it is decided before the first byte, so a plan can say how many bytes will be read twice.
 """

@@ -2,7 +2,7 @@
 
 A checkpoint is due once so many bytes, files or minutes have come together since the last one. It happens in
 the call that finds it due, while other workers wait with what they finished: so a crash costs at most what
-one checkpoint holds, and the parts in flight. The Hub takes about 128 commits an hour; once a run has made
+one checkpoint holds, and the files in flight. The Hub takes about 128 commits an hour; once a run has made
 `_COMMITS_AN_HOUR` within the last hour, it waits with the next one and gathers more.
 """
 

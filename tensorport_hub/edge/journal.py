@@ -32,11 +32,11 @@ class JournalFile:
     """A journal on the disk. What a run that died left half-written at its end is cut off.
 
     Attributes:
-        parts: how many parts are entered, by this run or one before it.
+        made: how many output files are entered, by this run or one before it.
     """
 
     def __init__(self, path: Path, *, key: str, outputs: Collection[int]) -> None:
-        """Open or begin the journal of the plan `key`, which has these `parts`.
+        """Open or begin the journal of the plan `key`, which has these `outputs`.
 
         Raises:
             DestinationError: it belongs to another plan, is damaged, or can't be written.

@@ -7,6 +7,9 @@ circle. Held parts hold no blocks but room of their own, which a lane takes for 
 before it feeds one of them: who has room needs no more of it, nor a lane that waits for some. The first error
 stops everything, and is what `run` raises.
 
+Where files hold several tensors, one lane and one worker go through the parts in plan order, which is the
+order in such a file; parts that nothing feeds are given at their place. Only fetching is parallel then.
+
 What earlier runs finished comes from the journal, as far as the sink still holds it; what this one finishes
 is entered there.
 """
