@@ -87,9 +87,9 @@ class Checkpoint(Mapping[str, LazyArray]):
         self._files = mirror.files
         self._reader = Reader(files)
         pieces = _pieces(mirror, self.format)
+        recipes = {recipe.name: recipe for recipe in mirror.plan.recipes}
         self._arrays = {
-            recipe.name: LazyArray(recipe, pieces[recipe.name], self._reader)
-            for recipe in mirror.plan.recipes
+            name: LazyArray(recipes[name], pieces[name], self._reader) for name in mirror.text["tensors"]
         }
 
     def __getitem__(self, name: str) -> LazyArray:
