@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import ml_dtypes
@@ -14,9 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tensorport_hub.core.decode.mxfp4 import Mxfp4
+from tensorport_hub.core.decode.stacked import Stacked
 from tensorport_hub.core.encode.table import ENCODINGS
 from tensorport_hub.core.journal import Entry, Progress, gathered
+from tensorport_hub.core.layout import lay_out
 from tensorport_hub.core.plan import Plan
+from tensorport_hub.core.recipe import Recipe
 from tensorport_hub.core.schedule import Schedule
 from tensorport_hub.core.tiles import demand
 from tensorport_hub.errors import LossError, SourceError, VerificationError
@@ -350,10 +354,6 @@ def held_layouts(names: list[str], **options: Any) -> Checkpoint:
 @pytest.mark.parametrize("fault", ["none", "write"])
 def test_held_layouts_go_into_containers(share: float, fault: str) -> None:
     """Layouts that are gathered before they are decoded, in order, in any room, and made again."""
-    from dataclasses import replace
-
-    from tensorport_hub.core.layout import lay_out
-
     names = [name for name in LAYOUTS if "nothing" not in name]
     base = held_layouts(names)
     formats = ("numpy-direct", "msgpack")
@@ -373,6 +373,29 @@ def test_held_layouts_go_into_containers(share: float, fault: str) -> None:
             name.replace(" ", "%20").replace(",", "%2C") if form == "numpy-direct" else name: data
             for name, data in base.expected.items()
         }
+
+
+@pytest.mark.parametrize("name", [name for name in LAYOUTS if "nothing" not in name])
+@pytest.mark.parametrize("formats", [("numpy-direct",), ("msgpack",)])
+def test_any_layout_is_stacked(name: str, formats: tuple[str, ...]) -> None:
+    """Three experts of each layout, the last one's bytes first: in any room, whole or cut, with faults."""
+    weights = {f"e{n}": LAYOUTS[name]() for n in range(3)}
+    order = [(f"e{n}", i) for n in (2, 0, 1) for i in range(len(weights["e0"].stored))]
+    base = checkpoint(weights, list(order), 2)
+    decoders = tuple(recipe.decoder for recipe in base.plan.recipes)
+    recipe = Recipe("stacked", Stacked(decoders), decoders[0].dtype)
+    nbytes = len(weights["e0"].expected)
+    for shard_size in (nbytes + 400, 1 << 30):
+        files = lay_out([recipe], shard_size=shard_size, formats=formats)
+        options = replace(base.plan.options, formats=formats, experts="stacked")
+        plan = replace(base.plan, recipes=(recipe,), outputs=files, options=options)
+        wants = demand(plan)
+        for room in {wants.least, wants.most + 1000}:
+            source, sink = MemorySource(base.files), MemorySink()
+            run_plan(plan, source, FlakySink(sink, "write", byte=300), allotment(block=200, room=room))
+            (found,) = read_back(sink.held, formats[0], False).items()
+            assert found[1][2] == weights["e0"].expected * 3
+            assert found[1][1] == (3, *decoders[0].shape)
 
 
 class TestFaults:
