@@ -107,7 +107,9 @@ def _content(plan: Plan) -> str:
     counts: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for i, recipe in enumerate(plan.recipes):
         stored = recipe.decoder.inputs[0].dtype.name
-        scheme = "as stored" if recipe.decoder.scheme == "plain" else f"{recipe.decoder.scheme} decoded"
+        schemes = " and ".join(sorted(recipe.schemes))
+        scheme = "as stored" if schemes == "plain" else f"{schemes} decoded"
+        scheme += ", stacked" if recipe.decoder.scheme == "stacked" else ""
         if recipe.casts:
             scheme += ", rounded once"
         row = counts[f"{stored} → {recipe.dtype.name}" if recipe.dtype.name != stored else stored, scheme]

@@ -26,6 +26,8 @@ _ONE = re.compile(r"(?P<stem>.+\.experts)\.(?P<number>0|[1-9]\d{0,5})\.(?P<rest>
 _FUSED = re.compile(r"(?P<stem>.+\.experts)\.(?P<which>gate_up_proj|down_proj)(?P<bias>_bias)?", re.DOTALL)
 _COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 _MOST = 1 << 16
+_NAMED = 100
+"""Missing experts of one projection that are named: a hostile number would make millions."""
 
 Found = re.Match[str]
 
@@ -82,11 +84,15 @@ def _stacked(one: Found, group: Mapping[int, Recipe], count: int) -> Recipe:
     """
     first = group[min(group)]
     stem, rest = one["stem"], one["rest"]
+    missing = [number for number in range(count) if number not in group]
     problems = [
         f"expert `{shorten(f'{stem}.{number}.{rest}')}` is missing: expected {count} experts"
-        for number in range(count)
-        if number not in group
+        for number in missing[:_NAMED]
     ]
+    if missing[_NAMED:]:
+        problems.append(
+            f"{len(missing) - _NAMED} more experts of `{shorten(f'{stem}.*.{rest}')}` are missing"
+        )
     problems += [
         f"expert `{shorten(recipe.name)}` has another shape or dtype: expected {first.dtype}"
         f" {list(first.shape)} as of `{shorten(first.name)}`, got {recipe.dtype} {list(recipe.shape)}"

@@ -12,7 +12,7 @@ interleaved) come from the same parts.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -141,6 +141,10 @@ def _cut_all(recipes: Sequence[Recipe], shard_size: int, encodings: Sequence[Enc
             pieces += _cut(recipe, number, names[recipe.name], shard_size, encodings)
         except LimitError as error:
             problems.append(error.message)
+    named = Counter(piece.key for _, piece in pieces if any(e.container for e in encodings))
+    problems += [
+        f"`{shorten(key)}` is a tensor, and a piece of another one" for key in named if named[key] > 1
+    ]
     if problems:
         raise gather(LimitError, problems, hint="raise `--shard-size`")
     return pieces

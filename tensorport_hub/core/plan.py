@@ -148,7 +148,7 @@ class Plan:
     @property
     def decodes(self) -> bool:
         """Whether any quantized weight comes out decoded."""
-        return any(recipe.decoder.scheme != "plain" for recipe in self.recipes)
+        return any(recipe.schemes != {"plain"} for recipe in self.recipes)
 
     def to_json(self) -> dict[str, Any]:
         """JSON values; `Plan.from_json` of them equals this plan."""

@@ -16,6 +16,7 @@ from typing import Any
 from tensorport_hub.core.decode.cast import is_castable
 from tensorport_hub.core.decode.decoder import Decoder
 from tensorport_hub.core.decode.plain import Plain
+from tensorport_hub.core.decode.stacked import Stacked
 from tensorport_hub.core.detect import CLAIMS, Checkpoint, Claim
 from tensorport_hub.core.npy import stored_shape
 from tensorport_hub.core.safetensors import shorten
@@ -126,6 +127,14 @@ class Recipe:
         """gpt-oss' experts as they are packed: its model has [E, in, out], gate and up interleaved there."""
         packed = self.decoder.scheme == "mxfp4" and self.decoder.inputs[0].name.endswith("_blocks")
         return packed and len(self.shape) == 3 and self.name.endswith(_GPT_OSS_EXPERTS)
+
+    @property
+    def schemes(self) -> frozenset[str]:
+        """The layouts that it is decoded from: those of its experts where they are stacked."""
+        one = self.decoder
+        return (
+            frozenset(e.scheme for e in one.experts) if isinstance(one, Stacked) else frozenset([one.scheme])
+        )
 
     @property
     def casts(self) -> bool:

@@ -195,7 +195,7 @@ class Outputs:
     def abort(self) -> None:
         """Nothing more will come."""
         with self._lock:
-            for output in self._open.values():
+            for output in [*self._open.values()]:
                 output.abort()
 
 

@@ -86,10 +86,11 @@ class PartWriter:
             TensorportError: what the sink, the source or the values are at fault for.
             Stopped: the run stopped.
         """
-        open_now = self._outputs.of(run.part)
+        open_now: list[tuple[Output, int]] = []
         try:
             if refused is not None:
                 raise refused
+            open_now = self._outputs.of(run.part)
             self._hand_on(run, [(output, recipe) for output, recipe in open_now if output.failure is None])
             run.drain()
             run.let_go()

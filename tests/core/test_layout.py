@@ -156,3 +156,11 @@ def test_transformers_orientation():
         assert shapes["gate_up_proj"] == ((2, 64, 12) if turned else (2, 12, 64))
         assert shapes["down_proj"] == ((2, 32, 64) if turned else (2, 64, 32))
         assert shapes["x"] == (2, 12, 64)
+
+
+def test_a_tensor_called_like_a_piece_of_another_one():
+    """.npy files tell them apart; in one map of names they would be one: refused, by name."""
+    made = made_from(specs([("w", "F32", (300,)), ("w.part-00000-of-00002", "F32", (3,))]))
+    assert len(lay_out(made, shard_size=1000)) == 3
+    with pytest.raises(LimitError, match=r"`w\.part-00000-of-00002` is a tensor, and a piece"):
+        lay_out(made, shard_size=1000, formats=("msgpack",))

@@ -111,7 +111,8 @@ def _chunks(entry: Entry, number: int, before: bytes) -> Iterator[Segment]:
     if row_nbytes > CHUNK:
         raise LimitError(
             f"one row of `{shorten(entry.name)}` does not fit an array in msgpack: expected at most {CHUNK}"
-            f" bytes, got {row_nbytes}"
+            f" bytes, got {row_nbytes}",
+            hint="choose another `--format`",
         )
     rows = CHUNK // row_nbytes
     cuts = range(0, entry.rows, rows)
