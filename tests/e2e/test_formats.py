@@ -474,14 +474,18 @@ def test_what_the_card_says_to_type(seeded: DevHub, home: Path, formats: list[st
     assert {kinds[word] for word in kinds if word in "".join(blocks)} == set(formats) - {"numpy-direct"}
 
 
-@pytest.mark.parametrize("transfer", ["xet", "lfs"])
-def test_an_interrupted_run_is_continued(seeded: DevHub, tmp_path: Path, transfer: str) -> None:
-    """Stopped after any file, the same command ends with the bytes of an undisturbed run."""
-    options: dict[str, Any] = {"format": ALL, "shard_size": 40_000, "allow_large_shards": True}
-    mirror(SOURCE, str(tmp_path / "whole"), **options)
+@pytest.mark.parametrize("experts", ["source", "stacked"])
+@pytest.mark.parametrize("transfer", ["xet", "lfs", "folder"])
+def test_an_interrupted_run_is_continued(seeded: DevHub, tmp_path: Path, transfer: str, experts: str) -> None:
+    """Killed after any file, the same command ends with the bytes of an undisturbed run."""
+    formats = [form for form in ALL if experts == "source" or form != "safetensors"]
+    options: dict[str, Any] = {"format": formats, "shard_size": 40_000, "allow_large_shards": True}
+    options |= {"experts": experts, "checkpoint_every": 2_000}
+    options |= {"transfer": transfer} if transfer != "folder" else {}
+    mirror(SOURCE, str(tmp_path / "whole"), **{**options, "transfer": "auto"})
     whole = folder_contents(tmp_path / "whole")
     for stop_at in (2, 12, 25):
-        target = f"me/stopped-{stop_at}"
+        target = f"me/stopped-{stop_at}" if transfer != "folder" else str(tmp_path / f"stopped-{stop_at}")
         code = (
             "import sys, os\n"
             "from tensorport_hub import mirror\n"
@@ -490,13 +494,13 @@ def test_an_interrupted_run_is_continued(seeded: DevHub, tmp_path: Path, transfe
             "def stop(event):\n"
             "    left[0] -= isinstance(event, PartDone)\n"
             "    if left[0] < 0: os._exit(9)\n"
-            f"mirror({SOURCE!r}, sys.argv[1], on_event=stop, transfer={transfer!r},"
-            f" checkpoint_every=2_000, **{options!r})\n"
+            f"mirror({SOURCE!r}, sys.argv[1], on_event=stop, **{options!r})\n"
         )
         ended = subprocess.run([sys.executable, "-c", code, target, str(stop_at)], timeout=120, check=False)
         assert ended.returncode == 9
-        result = mirror(SOURCE, target, transfer=transfer, checkpoint_every=2_000, **options)
-        assert contents(seeded, target) == whole
+        result = mirror(SOURCE, target, **options)
+        found = contents(seeded, target) if transfer != "folder" else folder_contents(Path(target))
+        assert found == whole
         assert result.stats.parts_resumed > 0
 
 
