@@ -8,19 +8,13 @@ those of the command line; names common to Hub libraries (`revision`, `token`, `
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any
 
+from tensorport_hub import asked
 from tensorport_hub.audit import Audit
-from tensorport_hub.core.encode.safetensors import SAFETENSORS
-from tensorport_hub.core.encode.table import DEFAULT, ENCODINGS
-from tensorport_hub.core.layout import LARGEST_SHARD
 from tensorport_hub.core.mirror import Mirror
-from tensorport_hub.core.plan import Options
-from tensorport_hub.core.size import parse_size
-from tensorport_hub.core.tensor import PRECISIONS
-from tensorport_hub.destination import Publication
 from tensorport_hub.edge.local import parse_folder
 from tensorport_hub.engine import run
 from tensorport_hub.errors import CheckpointError, LossError, UseError, VerificationError
@@ -100,9 +94,9 @@ def mirror(
         TensorportError: by whose fault it is; nothing was published.
     """
     begun = monotonic()
-    options = _options(locals())
+    options = asked.options(locals())
     limits, meter = Limits.of(workers, max_memory, large_shards=allow_large_shards), Meter(on_event)
-    publication = _publication(locals(), options)
+    publication = asked.publication(locals(), options)
     with Job(source, destination, revision, token, options, limits, publication, meter) as job:
         meter(Planned(len(job.plan.outputs), job.schedule.bytes_read(), job.plan.bytes_out))
         made = job.standing() or _carried_out(job)
@@ -117,7 +111,15 @@ def _carried_out(job: Job) -> tuple[Mirror, Published]:
     try:
         if opened.published is not None:
             return opened.published
-        outcome = run(job.plan, job.source, sink, journal, allotment=job.allotment(), report=job.meter)
+        outcome = run(
+            job.plan,
+            job.source,
+            sink,
+            journal,
+            inherited=job.destination.inherited,
+            allotment=job.allotment(),
+            report=job.meter,
+        )
         return job.publish(sink, outcome)
     except (CheckpointError, VerificationError, LossError):
         sink.discard()
@@ -164,9 +166,9 @@ def plan(
     Raises:
         TensorportError: what would stop the run.
     """
-    options = _options(locals())
+    options = asked.options(locals())
     limits, meter = Limits.of(workers, max_memory, large_shards=allow_large_shards), Meter(on_event)
-    publication = _publication(locals(), options)
+    publication = asked.publication(locals(), options)
     with Job(source, destination, revision, token, options, limits, publication, meter) as job:
         return job.preview()
 
@@ -251,96 +253,7 @@ def inspect(
     Raises:
         TensorportError: it can't be read, or holds what is not supported.
     """
-    options = _options(locals())
+    options = asked.options(locals())
     meter = Meter(on_event)
     with Reading(source, revision, token, options, meter) as reading:
         return reading.inspection()
-
-
-def _options(given: Mapping[str, Any]) -> Options:
-    """The content options among a verb's arguments, checked."""
-    size = parse_size(given.get("shard_size", Options.shard_size))
-    if size >= LARGEST_SHARD and not given.get("allow_large_shards"):
-        raise UseError(
-            f"shard size {size} is too large: expected less than {LARGEST_SHARD} bytes",
-            hint="`--allow-large-shards` lifts this; git-LFS hosts often refuse 2 GB and more",
-        )
-    if size < 1:
-        raise UseError("shard size must be positive")
-    options = Options(
-        subfolder=given["subfolder"],
-        allow_patterns=_globs(given["allow_patterns"]),
-        precision=given.get("precision", "keep"),
-        quantized=given.get("quantized", "decode"),
-        on_overflow=given.get("on_overflow", "error"),
-        on_underflow=given.get("on_underflow", "report"),
-        shard_size=size,
-        include=_globs(given["include"]),
-        exclude=_globs(given["exclude"]),
-        verify_source=given.get("verify_source", "auto"),
-        formats=_formats(given.get("format") or DEFAULT),
-        experts=given.get("experts", "source"),
-    )
-    for key, words in _CHOICES.items():
-        if getattr(options, key) not in words:
-            raise UseError(
-                f"`{getattr(options, key)}` is no {key.replace('_', '-')}: expected one of {_or(words)}"
-            )
-    if options.experts == "stacked":
-        _refuse_stacked(options)
-    return options
-
-
-def _refuse_stacked(options: Options) -> None:
-    """Stacked experts are decoded, and no names of transformers."""
-    if SAFETENSORS.name in options.formats:
-        raise UseError(
-            "`--experts stacked` and `--format safetensors` exclude each other: that format has transformers'"
-            " own names and shapes",
-            hint="make two mirrors",
-        )
-    if options.quantized == "keep":
-        raise UseError("`--experts stacked` and `--quantized keep` exclude each other")
-
-
-def _formats(given: str | Sequence[str]) -> tuple[str, ...]:
-    """In the order of the table, whatever order they were given in."""
-    words = _globs(given)
-    for word in words:
-        if word not in ENCODINGS:
-            raise UseError(f"`{word}` is no format: expected one of {_or(ENCODINGS)}")
-    return tuple(word for word in ENCODINGS if word in words)
-
-
-def _publication(given: Mapping[str, Any], options: Options) -> Publication:
-    """How the result is published, of a verb's arguments."""
-    max_disk = given["max_disk"]
-    return Publication(
-        given["private"],
-        given["i_have_rights"],
-        given["transfer"],
-        given.get("commit_message"),
-        given["create_pr"],
-        given["branch"],
-        given.get("restart", False),
-        parse_size(given["checkpoint_every"]),
-        (1 + len(options.formats)) * options.shard_size if max_disk is None else parse_size(max_disk),
-    )
-
-
-_CHOICES: Mapping[str, tuple[str, ...]] = {
-    "precision": ("keep", *PRECISIONS),
-    "quantized": ("decode", "keep"),
-    "on_overflow": ("error", "inf", "saturate"),
-    "on_underflow": ("report", "error"),
-    "verify_source": ("auto", "whole", "no"),
-    "experts": ("source", "stacked"),
-}
-
-
-def _or(words: Iterable[str]) -> str:
-    return ", ".join(f"`{word}`" for word in words)
-
-
-def _globs(given: Sequence[str] | str) -> tuple[str, ...]:
-    return (given,) if isinstance(given, str) else tuple(given)

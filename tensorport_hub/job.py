@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 from tensorport_hub.core import card, manifest, model_config
 from tensorport_hub.core.card_snippets import PICKLE_WARNING
 from tensorport_hub.core.encode.jax_pickle import JAX_PICKLE
-from tensorport_hub.core.journal import Progress, remaining
+from tensorport_hub.core.journal import remaining
 from tensorport_hub.core.layout import safetensors_index
 from tensorport_hub.core.location import FolderLocation, HubLocation, Location, parse_destination
 from tensorport_hub.core.mirror import Mirror
@@ -151,9 +150,9 @@ class Job(Reading):
 
     @cached_property
     def schedule(self) -> Schedule:
-        """How a run that begins anew reads the source."""
+        """How a run that resumes nothing reads the source."""
         allotment = self.allotment()
-        left = remaining(self.plan, Progress())
+        left = remaining(self.plan, self.destination.inherited)
         return Schedule(self.plan, left, block=allotment.block, keep=allotment.keep, room=allotment.room)
 
     def preview(self) -> PlanResult:
@@ -174,8 +173,10 @@ class Job(Reading):
             len(plan.recipes),
             plan.parameters,
             len(plan.outputs),
+            len(destination.inherited.made),
             plan.shards,
             plan.bytes_out,
+            sum(made.size for made in destination.inherited.made.values()),
             self.limits.max_memory,
             min(self._publication.max_disk, allotment.workers * plan.bytes_at_once) if staged else 0,
             tuple(self.meter.warnings),
@@ -226,23 +227,19 @@ class Job(Reading):
 
     def result(self, made: Mirror, published: Published, seconds: float) -> MirrorResult:
         meter, plan = self.meter, self.plan
-        losses: Mapping[str, tuple[int, int]] = {
-            name: (tensor["losses"]["overflow"], tensor["losses"]["underflow"])
-            for name, tensor in made.text["tensors"].items()
-            if "losses" in tensor
-        }
         return MirrorResult(
             published.location,
             published.commit,
             published.url,
             published.pr_url,
             made.text,
-            losses,
+            made.losses,
             tuple(meter.warnings),
             Stats(
                 len(plan.recipes),
                 plan.parameters,
                 len(plan.outputs),
+                meter.kept,
                 meter.resumed,
                 meter.bytes_read,
                 meter.bytes_written,

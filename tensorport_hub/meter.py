@@ -5,7 +5,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from tensorport_hub.ports import BytesRead, BytesWritten, Event, FileVerified, PartRetried, Resumed, Warned
+from tensorport_hub.ports import (
+    BytesRead,
+    BytesWritten,
+    Event,
+    FileVerified,
+    Kept,
+    PartRetried,
+    Resumed,
+    Warned,
+)
 
 
 class Meter:
@@ -14,7 +23,7 @@ class Meter:
     def __init__(self, on_event: Callable[[Event], object] | None) -> None:
         self._on_event = on_event
         self._lock = threading.Lock()
-        self.bytes_read = self.bytes_written = self.retries = self.verified = self.resumed = 0
+        self.bytes_read = self.bytes_written = self.retries = self.verified = self.kept = self.resumed = 0
         self.warnings: list[str] = []
 
     def __call__(self, event: Event) -> None:
@@ -24,6 +33,8 @@ class Meter:
                     self.bytes_read += nbytes
                 case BytesWritten(nbytes=nbytes):
                     self.bytes_written += nbytes
+                case Kept(parts=parts):
+                    self.kept += parts
                 case Resumed(parts=parts):
                     self.resumed += parts
                 case PartRetried():

@@ -69,7 +69,8 @@ def mirror_text(result: MirrorResult) -> str:
 
 
 def _resumed(stats: Stats) -> str:
-    return f", {stats.parts_resumed:,} files were there" if stats.parts_resumed else ""
+    there = stats.parts_kept + stats.parts_resumed
+    return f", {there:,} files were there" if there else ""
 
 
 def plan_text(result: PlanResult) -> str:
@@ -94,6 +95,9 @@ def plan_text(result: PlanResult) -> str:
         ("disk", f"at most {format_size(result.disk)} of staging" if result.disk else "no staging"),
         ("fingerprint", result.plan.fingerprint[:16]),
     ]
+    if result.parts_kept:
+        kept = f"{format_size(result.bytes_kept)} of it in {result.parts_kept:,} files that are there already"
+        rows.insert(5, ("keeps", kept))
     return "\n".join(f"{name:12} {text}" for name, text in rows)
 
 

@@ -40,6 +40,8 @@ class Mirror:
         verified: source file -> `whole`, `ranges` or `no`.
         weights: the entry of each output file of the plan, in its order.
         files: every file but the manifest, by path.
+        losses: tensor -> values that rounding made infinite or saturated, and those that it made 0; only
+            where there are any.
         text: the manifest as JSON values.
     """
 
@@ -48,6 +50,7 @@ class Mirror:
     verified: Mapping[str, str]
     weights: tuple[FileEntry, ...]
     files: Mapping[str, FileEntry]
+    losses: Mapping[str, tuple[int, int]]
     text: Mapping[str, Any]
 
 
@@ -85,6 +88,7 @@ def _mirror(text: Mapping[str, Any]) -> Mirror:
         for number, recipe in enumerate(recipes)
         for place in places_of(recipe, number, tensors[recipe.name], listed, formats)
     ]
+    losses = {name: lost for name, value in tensors.items() if (lost := _losses(name, value)) is not None}
     outputs = files_of(recipes, places, listed, formats)
     revision = stated.string(source.get("revision"), "source.revision")
     repo = source.get("repo")
@@ -103,7 +107,17 @@ def _mirror(text: Mapping[str, Any]) -> Mirror:
         stated.object_(text.get("packed", {}), "packed"),
         stated.string(stated.object_(text.get("generator"), "generator").get("version"), "generator.version"),
     )
-    return Mirror(plan, digests, verified, tuple(listed[file.path] for file in outputs), listed, text)
+    weights_in_order = tuple(listed[file.path] for file in outputs)
+    return Mirror(plan, digests, verified, weights_in_order, listed, losses, text)
+
+
+def _losses(name: str, value: Mapping[str, Any]) -> tuple[int, int] | None:
+    """What rounding cost a tensor; None where it cost nothing."""
+    if "losses" not in value:
+        return None
+    where = f"losses of {about(name)}"
+    lost = stated.object_(value["losses"], where)
+    return stated.size(lost.get("overflow"), where), stated.size(lost.get("underflow"), where)
 
 
 def _formats(value: Any) -> tuple[str, ...]:

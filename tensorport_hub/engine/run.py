@@ -10,15 +10,15 @@ stops everything, and is what `run` raises.
 Where files hold several tensors, one lane and one worker go through the parts in plan order, which is the
 order in such a file; parts that nothing feeds are given at their place. Only fetching is parallel then.
 
-What earlier runs finished comes from the journal, as far as the sink still holds it; what this one finishes
-is entered there.
+What earlier runs of the plan finished comes from the journal, as far as the sink still holds it; what this
+one finishes is entered there.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from typing import Any
@@ -40,7 +40,7 @@ from tensorport_hub.engine.reader import Reader
 from tensorport_hub.engine.stacked import StackedRun
 from tensorport_hub.engine.tiled import Tiled
 from tensorport_hub.engine.witness import Witness
-from tensorport_hub.ports import Event, Journal, Receipt, Report, Resumed, Sink, Source
+from tensorport_hub.ports import Event, Journal, Kept, Receipt, Report, Resumed, Sink, Source
 
 logger = logging.getLogger("tensorport_hub")
 
@@ -64,14 +64,24 @@ class Outcome:
 
 
 def run(
-    plan: Plan, source: Source, sink: Sink, journal: Journal, *, allotment: Allotment, report: Report
+    plan: Plan,
+    source: Source,
+    sink: Sink,
+    journal: Journal,
+    *,
+    inherited: Progress,
+    allotment: Allotment,
+    report: Report,
 ) -> Outcome:
     """Read, decode and write every part of `plan` that the sink does not hold yet; commit nothing.
+
+    Args:
+        inherited: what the journal doesn't know, but the destination may hold of another plan's run.
 
     Raises:
         TensorportError: the first fault, by whose it is; every writer was finished or aborted.
     """
-    return _Run(plan, source, sink, journal, allotment, _safe(report)).run()
+    return _Run(plan, source, sink, journal, inherited, allotment, _safe(report)).run()
 
 
 def _safe(report: Report) -> Report:
@@ -91,21 +101,25 @@ class _Run:
         source: Source,
         sink: Sink,
         journal: Journal,
+        inherited: Progress,
         allotment: Allotment,
         report: Report,
     ) -> None:
         self._plan, self._source, self._allotment, self._report = plan, source, allotment, report
         self._journal = journal
         self._stop = StopFlag()
-        self._held, self._digests = _held(plan, sink, journal.progress)
-        self._left = remaining(plan, Progress(self._held, self._digests))
+        self._held = _held(plan, sink, journal.progress)
+        self._kept = _held(plan, sink, inherited, beside=self._held)
+        self._digests = {**inherited.files, **journal.progress.files}
+        there = {**self._held, **self._kept}
+        self._left = remaining(plan, Progress(there, self._digests))
         self._schedule = Schedule(
             plan, self._left, block=allotment.block, keep=allotment.keep, room=allotment.room
         )
         self._room = Room(self._schedule.room, self._stop)
         self._witness = Witness()
         self._reader = Reader(source, self._witness, allotment.block, self._stop, report)
-        expected = {index: _receipt(plan.outputs[index], self._held[index]) for index in self._left.prove}
+        expected = {index: _receipt(plan.outputs[index], there[index]) for index in self._left.prove}
         self._outputs = Outputs(plan, sink, self._left.make, expected, report)
         self._writer = PartWriter(
             plan, self._reader, self._outputs, self._pull, self._done, self._stop, report
@@ -117,7 +131,10 @@ class _Run:
 
     def run(self) -> Outcome:
         if self._held:
-            self._report(Resumed(len(self._held), sum(made.size for made in self._held.values())))
+            self._report(Resumed(*_count(self._held)))
+        if self._kept:
+            self._report(Kept(*_count(self._kept)))
+            self._held |= self._kept
         lanes = ThreadPoolExecutor(self._lanes, thread_name_prefix="lane")
         walks: list[Future[None]] = []
         try:
@@ -235,16 +252,20 @@ class _Run:
         self._journal.add(made)
 
 
-def _held(plan: Plan, sink: Sink, progress: Progress) -> tuple[dict[int, MadeFile], dict[str, str]]:
-    """What the sink still holds of the files that the journal knows, and the digests that it knows."""
-    made = {
-        file.index: found
+def _held(plan: Plan, sink: Sink, progress: Progress, *, beside: Collection[int] = ()) -> dict[int, MadeFile]:
+    """What the sink still holds of the files that an earlier run finished, but for those in `beside`."""
+    return {
+        file.index: made
         for file in plan.outputs
-        if (found := progress.made.get(file.index)) is not None
-        and found.size == file.size
-        and sink.has(_receipt(file, found))
+        if file.index not in beside
+        and (made := progress.made.get(file.index)) is not None
+        and made.size == file.size
+        and sink.has(_receipt(file, made))
     }
-    return made, dict(progress.files)
+
+
+def _count(made: Mapping[int, MadeFile]) -> tuple[int, int]:
+    return len(made), sum(one.size for one in made.values())
 
 
 def _receipt(file: OutFile, made: MadeFile) -> Receipt:
