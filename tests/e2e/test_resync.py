@@ -200,6 +200,37 @@ class TestHub:
         assert pulls(client) == {1: "merged", 2: "merged"}
         assert_as_fresh(hub, shard_size="64KB")
 
+    def test_files_of_several_tensors(self, hub: DevHub) -> None:
+        """A file stays whose tensors all come from source files that stayed; the others are made again."""
+        options: dict[str, Any] = {"format": ["msgpack", "safetensors"], "shard_size": 450_000}
+        hub.add_repo(SOURCE, MODEL)
+        files = run(**options).stats.parts
+        hub.add_repo(SOURCE, {FIRST: edited(w3=np.ones((250, 100), np.float32))})
+        result = run(**options)
+        assert (files, result.stats.parts_kept) == (12, 8)
+        assert_as_fresh(hub, **options)
+
+    def test_another_format_joins(self, mirrored: DevHub) -> None:
+        """What is there is only listed under its new name; the source is read once more for the new one."""
+        result = run(format=["numpy-direct", "msgpack"])
+        assert result.stats.parts_kept == 24
+        assert all(f.startswith(("numpy-direct/", "msgpack/")) for f in _weights(result.manifest))
+        assert_as_fresh(mirrored, format=["numpy-direct", "msgpack"])
+        again = run()
+        assert (again.stats.parts_kept, again.stats.bytes_read) == (24, 0)
+        assert_as_fresh(mirrored)
+
+    def test_losses_of_kept_files_of_several_tensors(self, hub: DevHub) -> None:
+        """They are those of each tensor, counted once, whatever format they were taken from."""
+        tiny, ones = np.full((250, 100), 1e-30, np.float32), np.ones((250, 200), np.float32)
+        hub.add_repo(SOURCE, {"model.safetensors": save({"v": tiny[:9], "w": tiny, "x": ones})})
+        options: dict[str, Any] = {"precision": "float16", "format": ["numpy-direct", "msgpack"]}
+        run(**options)
+        hub.add_repo(SOURCE, {"config.json": b"{}\n\n"})
+        result = run(**options)
+        assert (result.stats.parts_kept, result.losses) == (4, {"v": (0, 900), "w": (0, 25_000)})
+        assert_as_fresh(hub, **options)
+
 
 class TestFolder:
     """A folder of this machine."""
@@ -241,6 +272,10 @@ def test_another_version_keeps_nothing(mirrored: DevHub, monkeypatch: pytest.Mon
     mirrored.add_repo(SOURCE, {"config.json": b"{}\n\n"})
     assert run().stats.parts_kept == 0
     assert_as_fresh(mirrored)
+
+
+def _weights(text: Any) -> set[str]:
+    return {stored["file"] for tensor in text["tensors"].values() for stored in tensor["stored"]}
 
 
 def _files(folder: Path) -> dict[str, bytes]:
