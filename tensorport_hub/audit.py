@@ -139,7 +139,7 @@ class Audit:
             return Fault(
                 entry.path, f"holds wrong bytes: expected sha256 {entry.sha256}, got {digest.hexdigest()}"
             )
-        if head is not None and first != head:
+        if head is not None and first != head[: len(first)]:  # a long one may end in a later block
             return Fault(entry.path, "does not begin as its format, names, dtypes and shapes make it")
         return None
 

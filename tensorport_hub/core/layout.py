@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import prod
 
@@ -109,14 +109,13 @@ def lay_out(
     for encoding in encodings:
         folder = f"{encoding.name}/" if len(encodings) > 1 else ""
         own = shards if encoding.cuts else _fill_uncut(recipes, shard_size, encoding)
-        for shard, pieces in enumerate(own):
+        for shard, named in enumerate(own):
             path = folder + encoding.path(shard, len(own))
+            held = [(f"{path}{stem}.npy", [piece]) for stem, piece in named]
             if encoding.container:
-                files.append(make_file(recipes, len(files), encoding.name, shard, path, pieces))
-                continue
-            for stem, piece in pieces:
-                name = f"{path}{stem}.npy"
-                files.append(make_file(recipes, len(files), encoding.name, shard, name, [(stem, piece)]))
+                held = [(path, [piece for _, piece in named])]
+            for name, pieces in held:
+                files.append(make_file(recipes, len(files), encoding.name, shard, name, pieces))
     return tuple(files)
 
 
@@ -125,11 +124,11 @@ Named = tuple[str, Piece]
 
 
 def make_file(
-    recipes: Sequence[Recipe], index: int, form: str, shard: int, path: str, pieces: Sequence[Named]
+    recipes: Sequence[Recipe], index: int, form: str, shard: int, path: str, pieces: Sequence[Piece]
 ) -> OutFile:
     """A file of these pieces; its size follows."""
-    file = OutFile(index, form, shard, path, 0, tuple(piece for _, piece in pieces))
-    return OutFile(index, form, shard, path, frame(recipes, file).size, file.pieces)
+    file = OutFile(index, form, shard, path, 0, tuple(pieces))
+    return replace(file, size=frame(recipes, file).size)
 
 
 def _cut_all(recipes: Sequence[Recipe], shard_size: int, encodings: Sequence[Encoding]) -> list[Named]:

@@ -102,7 +102,7 @@ def files_of(
         where = about(recipes[own[0].recipe].name)
         if len({place.form for place in own}) > 1 or (own[0].offset is None and len(own) > 1):
             raise VerificationError(f"`{manifest.PATH}`: `{shorten(path)}` of {where} is named twice")
-        file = make_file(recipes, 0, own[0].form, number, path, [("", piece) for piece in pieces])
+        file = make_file(recipes, 0, own[0].form, number, path, pieces)
         if file.size != listed[path].size:
             raise stated.wrong(f"size of `{shorten(path)}` of {where}", str(file.size), listed[path].size)
         _check_offsets(recipes, file, own)
