@@ -137,14 +137,13 @@ class HubDestination:
                 problems.append(
                     f"folder `{folder or '/'}` would hold {count} entries: expected at most {FOLDER_ENTRIES}"
                 )
-        largest = max(plan.parts, key=lambda part: part.size, default=None)
+        largest = max(plan.outputs, key=lambda file: file.size, default=None)
         if largest is not None and largest.size > _LARGEST_FILE:
             problems.append(f"`{largest.path}` has {largest.size} bytes: expected at most {_LARGEST_FILE}")
-        staged = largest is not None and largest.size > self._publication.max_disk
-        if self._publication.transfer == "lfs" and staged and largest is not None:
+        if self._publication.transfer == "lfs" and plan.bytes_at_once > self._publication.max_disk:
             problems.append(
-                f"the largest part does not fit the staging space: expected at most"
-                f" {self._publication.max_disk} bytes, got {largest.size}"
+                f"files that are written at the same time do not fit the staging space: expected at most"
+                f" {self._publication.max_disk} bytes, got {plan.bytes_at_once}"
             )
         if problems:
             raise gather(LimitError, problems, hint="raise `--max-disk`, or change `--shard-size`")
@@ -155,13 +154,13 @@ class HubDestination:
 
     def checkpoints(self, plan: Plan) -> int | None:
         there = {f.path: (f.size, f.sha256) for f in self._there.files} if self._there is not None else {}
-        kept, every = self.inherited.parts, self._publication.checkpoint_every
+        kept, every = self.inherited.made, self._publication.checkpoint_every
         unchanged = {
-            part.path
-            for part in plan.parts
-            if (made := kept.get(part.index)) and there.get(part.path) == (made.size, made.sha256)
+            file.path
+            for file in plan.outputs
+            if (made := kept.get(file.index)) and there.get(file.path) == (made.size, made.sha256)
         }
-        nbytes = sum(part.size for part in plan.parts if part.index not in kept)
+        nbytes = sum(file.size for file in plan.outputs if file.index not in kept)
         files = len((there.keys() | set(self._paths)) - unchanged)
         if files <= COMMIT_FILES and nbytes < every:
             return None
@@ -193,8 +192,8 @@ class HubDestination:
             journal: HubJournal | Unkept = Unkept()
             if work is not None and not work.is_complete:
                 work.claim()
-                paths = {part.index: part.path for part in plan.parts}
-                journal = HubJournal(work, parts=paths, every=publication.checkpoint_every, report=report)
+                paths = {file.index: file.path for file in plan.outputs}
+                journal = HubJournal(work, outputs=paths, every=publication.checkpoint_every, report=report)
             sink = HubSink(
                 self._client,
                 http,

@@ -39,7 +39,7 @@ class LocalSink:
         target: Path,
         *,
         key: str,
-        parts: Collection[int],
+        outputs: Collection[int],
         standing: Mapping[str, str],
         restart: bool,
     ) -> None:
@@ -47,7 +47,7 @@ class LocalSink:
 
         Args:
             key: names the plan.
-            parts: the part numbers that it has.
+            outputs: the numbers of its output files.
             standing: sha256 -> path of what the target holds already.
             restart: give up what an interrupted run of whatever plan left.
 
@@ -79,7 +79,7 @@ class LocalSink:
             if restart or self._was_published():
                 self._clear()
             self._publishing.unlink(missing_ok=True)
-            self.journal = JournalFile(self._work / _JOURNAL, key=key, parts=parts)
+            self.journal = JournalFile(self._work / _JOURNAL, key=key, outputs=outputs)
             self._out.mkdir(exist_ok=True)
         except BaseException as error:
             if not (self._work / _JOURNAL).exists():
@@ -176,7 +176,7 @@ class LocalSink:
     def close(self) -> None:
         """Keep the work folder where a part is finished in it; else leave nothing behind."""
         self.journal.close()
-        if not self._keep or not self.journal.parts:
+        if not self._keep or not self.journal.made:
             with suppress(OSError):
                 self._clear()
             shutil.rmtree(self._work, ignore_errors=True)

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tensorport_hub.core.digest import SourceFile
-from tensorport_hub.core.journal import MadePart
+from tensorport_hub.core.journal import MadeFile
 from tensorport_hub.edge import exchange, local_sink
 from tensorport_hub.edge.local import LocalSource, parse_folder
 from tensorport_hub.edge.local_sink import LocalSink
@@ -37,7 +37,7 @@ def write_files(root: Path, files: Mapping[str, bytes]) -> Path:
 
 def open_sink(target: Path, *, key: str = "k", restart: bool = False) -> LocalSink:
     """A sink for a plan of ten parts."""
-    return LocalSink(target, key=key, parts=range(10), standing={}, restart=restart)
+    return LocalSink(target, key=key, outputs=range(10), standing={}, restart=restart)
 
 
 def files_of(root: Path) -> dict[str, bytes]:
@@ -355,7 +355,7 @@ class TestSinkFolder:
         old.close()
         killed = open_sink(tmp_path / "out")
         killed.put("manifest.json", b'{"schema": "tensorport.manifest/1", "files": [ ]}')
-        killed.journal.add(MadePart(0, 3, "0" * 64))
+        killed.journal.add(MadeFile(0, 3, "0" * 64))
         true, renames = os.rename, []
 
         def rename(source: Path, target: Path) -> None:
@@ -375,7 +375,7 @@ class TestSinkFolder:
         killed.close()
         assert (tmp_path / ".out.tensorport").exists()
         sink = open_sink(tmp_path / "out", key="another")
-        assert not sink.journal.progress.parts
+        assert not sink.journal.progress.made
         sink.discard()
         sink.close()
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
