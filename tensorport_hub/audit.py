@@ -18,7 +18,9 @@ from functools import cached_property
 from types import TracebackType
 from typing import Self, TypeVar
 
-from tensorport_hub.core import manifest, proof
+from tensorport_hub.contents import small_files, whole_manifest
+from tensorport_hub.core import card, manifest, proof
+from tensorport_hub.core.decode.cast import Losses
 from tensorport_hub.core.digest import SourceFile, blob_oid
 from tensorport_hub.core.journal import Progress
 from tensorport_hub.core.layout import OutFile, frame
@@ -34,7 +36,7 @@ from tensorport_hub.edge.journal import Unkept
 from tensorport_hub.edge.local import LocalSource, parse_folder
 from tensorport_hub.edge.retry import retried
 from tensorport_hub.engine.budget import allot
-from tensorport_hub.engine.run import run
+from tensorport_hub.engine.run import Outcome, run
 from tensorport_hub.errors import (
     CheckpointError,
     DestinationError,
@@ -169,13 +171,45 @@ class Audit:
             if source is None or plan.repo is None:
                 faults += proof.check_state(self.mirror, reading.plan)
             faults += proof.check_plan(self.mirror, reading.plan)
-            more, again = self._make_again(reading, sample, seed, workers, max_memory)
+            more, again, outcome = self._make_again(reading, sample, seed, workers, max_memory)
+            if reading.plan.commit == plan.commit and not [f for f in faults if f.what == "source"]:
+                more += self._check_contents(reading, outcome)
         return [*faults, *more], again
+
+    def _check_contents(self, reading: Reading, outcome: Outcome | None) -> list[Fault]:
+        """The files that are no weights, and the manifest itself, made again.
+
+        Args:
+            outcome: of making all weights again; without it, what rounding cost is believed.
+        """
+        fresh, numbers = reading.plan, {r.name: i for i, r in enumerate(reading.plan.recipes)}
+        names = [recipe.name for recipe in self.mirror.plan.recipes]
+        known = {names[i]: lost for i, lost in outcome.losses.items()} if outcome is not None else None
+        stated = {name: Losses(*lost) for name, lost in self.mirror.losses.items()}
+        losses = {
+            numbers[n]: lost for n, lost in (stated if known is None else known).items() if n in numbers
+        }
+        small = small_files(fresh, reading.survey, reading.source, losses=losses)
+        same_version = fresh.version == self.mirror.plan.version
+        if not same_version:  # it may word its card in another way
+            small[card.PATH] = b""
+        faults = [f for f in proof.check_small(self.mirror, small) if same_version or f.what != card.PATH]
+        if faults or outcome is None or not same_version or len(fresh.outputs) != len(outcome.receipts):
+            return faults
+        built = whole_manifest(
+            fresh,
+            reading.survey,
+            receipts=outcome.receipts,
+            small=small,
+            digests=outcome.digests,
+            losses=losses,
+        )
+        return proof.check_text(self.mirror, built)
 
     def _make_again(
         self, reading: Reading, sample: int | None, seed: int, workers: int, max_memory: int
-    ) -> tuple[list[Fault], Again]:
-        """Run the manifest's own plan, or a part of it, against the source."""
+    ) -> tuple[list[Fault], Again, Outcome | None]:
+        """Run the manifest's own plan, or a part of it, against the source; the outcome, if it was all."""
         plan = self.mirror.plan
         names = sorted(recipe.name for recipe in plan.recipes)
         chosen = names if sample is None else random.Random(seed).sample(names, min(sample, len(names)))
@@ -196,6 +230,7 @@ class Audit:
             ordered=part_of_it.is_ordered,
         )
         self._meter(Planned(len(outputs), 0, part_of_it.bytes_out))
+        outcome = None
         try:
             outcome = run(
                 part_of_it,
@@ -210,7 +245,7 @@ class Audit:
         except (CheckpointError, VerificationError) as error:
             sink.faults.append(Fault("source", error.message))
         again = Again(tuple(sorted(made)), seed if sample is not None else None, part_of_it.bytes_out)
-        return sink.faults, again
+        return sink.faults, again, outcome if sample is None and not sink.faults else None
 
     def _tensor_of(self, outputs: Sequence[OutFile]) -> dict[str, str]:
         """What a file is called in a fault: by its tensor, where it holds only one."""

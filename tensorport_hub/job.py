@@ -10,17 +10,16 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 
-from tensorport_hub.core import card, manifest, model_config
+from tensorport_hub.contents import small_files, small_paths, whole_manifest
+from tensorport_hub.core import manifest
 from tensorport_hub.core.card_snippets import PICKLE_WARNING
 from tensorport_hub.core.encode.jax_pickle import JAX_PICKLE
 from tensorport_hub.core.journal import remaining
-from tensorport_hub.core.layout import safetensors_index
 from tensorport_hub.core.location import FolderLocation, HubLocation, Location, parse_destination
 from tensorport_hub.core.mirror import Mirror
 from tensorport_hub.core.mirror import read as read_mirror
 from tensorport_hub.core.plan import Options
 from tensorport_hub.core.schedule import Schedule
-from tensorport_hub.core.selection import QUANTIZATION_CONFIGS, is_licence
 from tensorport_hub.core.size import parse_size
 from tensorport_hub.core.tensor import shorten
 from tensorport_hub.core.tiles import demand
@@ -37,7 +36,6 @@ from tensorport_hub.meter import Meter, peak_memory
 from tensorport_hub.ports import Published, Sink, Warned
 from tensorport_hub.reading import Reading, read_seconds, source_location
 from tensorport_hub.results import MirrorResult, PlanResult, Stats
-from tensorport_hub.survey import read_small
 
 _XET_STREAMS = 4
 
@@ -84,9 +82,7 @@ class Job(Reading):
             self.destination = self._destination(given or self._default_destination())
             self._refuse_large_files()
             paths = [file.path for file in self.plan.outputs]
-            paths += [path for carried in self.survey.carried for path in self._places(carried.path)]
-            paths += safetensors_index(self.plan.recipes, self.plan.outputs)
-            self.destination.check(self.plan, [*paths, card.PATH, manifest.PATH])
+            self.destination.check(self.plan, [*paths, *small_paths(self.plan, self.survey)])
             self.allotment()
             if JAX_PICKLE.name in options.formats:
                 meter(Warned(PICKLE_WARNING))
@@ -105,13 +101,6 @@ class Job(Reading):
         ]
         if problems and not self.limits.large_shards:
             raise gather(LimitError, problems, hint="`--allow-large-shards`, or a larger `--shard-size`")
-
-    def _places(self, path: str) -> list[str]:
-        """Where a small file goes: beside the weights of each format; licences stand at the top as well."""
-        formats = self.plan.options.formats
-        if len(formats) == 1:
-            return [path]
-        return [*([path] if is_licence(path) else []), *(f"{form}/{path}" for form in formats)]
 
     def _default_destination(self) -> Location:
         me = retried(self.client.whoami, self.meter)
@@ -194,36 +183,20 @@ class Job(Reading):
 
     def publish(self, sink: Sink, outcome: Outcome) -> tuple[Mirror, Published]:
         """Carried files, card and manifest, then the commit."""
-        small = [
-            manifest.small_entry(path, data, sink.put(path, data).sha256)
-            for path, data in self._small(outcome)
-        ]
-        weights = [manifest.weight_entry(r.path, r.size, r.sha256) for r in outcome.receipts]
-        decoded = self.plan.decodes
-        built = manifest.build(
-            self.plan,
-            weights=weights,
+        plan, survey = self.plan, self.survey
+        small = small_files(plan, survey, self.source, losses=outcome.losses)
+        for path, data in small.items():
+            sink.put(path, data)
+        built = whole_manifest(
+            plan,
+            survey,
+            receipts=outcome.receipts,
             small=small,
             digests=outcome.digests,
             losses=outcome.losses,
-            original_config=self.survey.config_text if decoded else None,
         )
         sink.put(manifest.PATH, built)
         return read_mirror(built), sink.commit(outcome.receipts)
-
-    def _small(self, outcome: Outcome) -> list[tuple[str, bytes]]:
-        decoded = self.plan.decodes
-        files: dict[str, bytes] = {}
-        for carried in self.survey.carried:
-            if decoded and carried.path in QUANTIZATION_CONFIGS:
-                continue
-            data = read_small(self.source, carried.file)
-            if decoded and carried.path == model_config.PATH:
-                data = model_config.without_quantization(self.survey.config)
-            files |= dict.fromkeys(self._places(carried.path), data)
-        files |= safetensors_index(self.plan.recipes, self.plan.outputs)
-        files[card.PATH] = card.build(self.plan, source_card=self.survey.card, losses=outcome.losses)
-        return sorted(files.items())
 
     def result(self, made: Mirror, published: Published, seconds: float) -> MirrorResult:
         meter, plan = self.meter, self.plan

@@ -30,6 +30,7 @@ FLOORS = {
     "engine": 4,
     "edge": 4,
     "reading": 5,
+    "contents": 5,
     "destination": 5,
     "files": 5,
     "lazy": 6,
