@@ -14,6 +14,7 @@ from typing import Any
 
 from tensorport_hub import asked
 from tensorport_hub.audit import Audit
+from tensorport_hub.core.journal import Progress
 from tensorport_hub.core.mirror import Mirror
 from tensorport_hub.edge.local import parse_folder
 from tensorport_hub.engine import run
@@ -116,7 +117,7 @@ def _carried_out(job: Job) -> tuple[Mirror, Published]:
             job.source,
             sink,
             journal,
-            inherited=job.destination.inherited,
+            inherited=Progress() if opened.anew else job.destination.inherited,
             allotment=job.allotment(),
             report=job.meter,
         )

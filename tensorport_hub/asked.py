@@ -8,9 +8,8 @@ from typing import Any
 from tensorport_hub.core.encode.safetensors import SAFETENSORS
 from tensorport_hub.core.encode.table import DEFAULT, ENCODINGS
 from tensorport_hub.core.layout import LARGEST_SHARD
-from tensorport_hub.core.plan import Options
+from tensorport_hub.core.plan import CHOICES, Options
 from tensorport_hub.core.size import parse_size
-from tensorport_hub.core.tensor import PRECISIONS
 from tensorport_hub.destination import Publication
 from tensorport_hub.errors import UseError
 
@@ -39,7 +38,7 @@ def options(given: Mapping[str, Any]) -> Options:
         formats=_formats(given.get("format") or DEFAULT),
         experts=given.get("experts", "source"),
     )
-    for key, words in _CHOICES.items():
+    for key, words in CHOICES.items():
         if getattr(chosen, key) not in words:
             raise UseError(
                 f"`{getattr(chosen, key)}` is no {key.replace('_', '-')}: expected one of {_or(words)}"
@@ -84,16 +83,6 @@ def publication(given: Mapping[str, Any], chosen: Options) -> Publication:
         parse_size(given["checkpoint_every"]),
         (1 + len(chosen.formats)) * chosen.shard_size if max_disk is None else parse_size(max_disk),
     )
-
-
-_CHOICES: Mapping[str, tuple[str, ...]] = {
-    "precision": ("keep", *PRECISIONS),
-    "quantized": ("decode", "keep"),
-    "on_overflow": ("error", "inf", "saturate"),
-    "on_underflow": ("report", "error"),
-    "verify_source": ("auto", "whole", "no"),
-    "experts": ("source", "stacked"),
-}
 
 
 def _or(words: Iterable[str]) -> str:

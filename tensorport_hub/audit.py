@@ -40,6 +40,7 @@ from tensorport_hub.engine.run import Outcome, run
 from tensorport_hub.errors import (
     CheckpointError,
     DestinationError,
+    LimitError,
     SourceError,
     UseError,
     VerificationError,
@@ -88,6 +89,10 @@ class Audit:
         if file is None:
             raise VerificationError(
                 f"`{self.name}` has no `{manifest.PATH}`", hint="it is no mirror that this tool made"
+            )
+        if file.size > manifest.LARGEST:
+            raise VerificationError(
+                f"`{manifest.PATH}` is too large: expected at most {manifest.LARGEST} bytes, got {file.size}"
             )
         data = self._whole(file)
         stated = file.sha256 or file.git_oid
@@ -164,7 +169,7 @@ class Audit:
         where = source or f"{plan.repo}@{plan.commit}"
         try:
             reading = Reading(where, None, self._token, plan.options, self._meter)
-        except CheckpointError as error:
+        except (CheckpointError, LimitError) as error:
             return [Fault("source", error.message)], Again((), seed if sample is not None else None, 0)
         with reading:
             faults = proof.check_sources(self.mirror, reading.source.files)

@@ -154,7 +154,7 @@ class Job(Reading):
             destination.name,
             destination.exists,
             destination.private,
-            destination.standing(plan) is not None,
+            destination.standing(plan, self.key) is not None,
             destination.checkpoints(plan),
             len(plan.files),
             self.schedule.bytes_read(),
@@ -171,15 +171,20 @@ class Job(Reading):
             tuple(self.meter.warnings),
         )
 
+    @cached_property
+    def key(self) -> str:
+        """Names the plan, and the state of a source that has no commit: 64 hex digits."""
+        fingerprint, stamp = self.plan.fingerprint, self.source.stamp
+        return hashlib.sha256(f"{fingerprint}{stamp}".encode()).hexdigest() if stamp else fingerprint
+
     def standing(self) -> tuple[Mirror, Published] | None:
         """What the destination holds, where a run would make the same."""
-        return None if self._publication.restart else self.destination.standing(self.plan)
+        return None if self._publication.restart else self.destination.standing(self.plan, self.key)
 
     def open(self) -> Opened:
         """The sink and the journal; a missing repository is created here."""
-        plan, stamp = self.plan, self.source.stamp
-        key = hashlib.sha256(f"{plan.fingerprint}{stamp}".encode()).hexdigest() if stamp else plan.fingerprint
-        return self.destination.open(plan, key, writers=self.allotment().workers * plan.files_at_once)
+        plan = self.plan
+        return self.destination.open(plan, self.key, writers=self.allotment().workers * plan.files_at_once)
 
     def publish(self, sink: Sink, outcome: Outcome) -> tuple[Mirror, Published]:
         """Carried files, card and manifest, then the commit."""

@@ -59,6 +59,7 @@ IN_EDGE = {
     "edge.hub_pulls": 2,
     "edge.hub_work": 3,
     "edge.hub_journal": 4,
+    "edge.hub_find": 4,
 }
 """What lies below its siblings in `edge`, and how deep; all others lie on top, side by side."""
 

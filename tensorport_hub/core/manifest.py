@@ -26,6 +26,8 @@ from tensorport_hub.errors import VerificationError
 
 SCHEMA = "tensorport.manifest/1"
 PATH = "manifest.json"
+LARGEST = 1 << 29
+"""Bytes that a manifest may have: that of 240,000 tensors takes about a third."""
 
 
 @dataclass(frozen=True)

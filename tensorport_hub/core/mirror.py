@@ -21,7 +21,7 @@ from tensorport_hub.core.encode.table import DEFAULT, ENCODINGS
 from tensorport_hub.core.filenames import is_inside
 from tensorport_hub.core.manifest import FileEntry
 from tensorport_hub.core.places import about, files_of, places_of
-from tensorport_hub.core.plan import Options, Plan, WeightFile
+from tensorport_hub.core.plan import CHOICES, Options, Plan, WeightFile
 from tensorport_hub.core.recipe import Recipe
 from tensorport_hub.core.tensor import TensorSpec, shorten
 from tensorport_hub.errors import TensorportError, VerificationError
@@ -244,4 +244,8 @@ def _options(value: Mapping[str, Any], formats: tuple[str, ...]) -> Options:
         wanted = (str, type(None)) if default is None else type(default)
         if not isinstance(given[key], wanted) or isinstance(given[key], bool):
             raise stated.wrong(f"options.{key}", "its type", given[key])
+    for key, words in CHOICES.items():
+        if given[key] not in words:
+            raise stated.wrong(f"options.{key}", f"one of {', '.join(words)}", given[key])
+    stated.size(given["shard_size"], "options.shard_size")
     return Options(**given)

@@ -21,7 +21,17 @@ from tensorport_hub.core.digest import SourceFile
 from tensorport_hub.core.encode.table import DEFAULT
 from tensorport_hub.core.layout import OutFile, Part, Piece, cut_parts, entry, is_ordered
 from tensorport_hub.core.recipe import Recipe
-from tensorport_hub.core.tensor import DTYPES, TensorSpec
+from tensorport_hub.core.tensor import DTYPES, PRECISIONS, TensorSpec
+
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "precision": ("keep", *PRECISIONS),
+    "quantized": ("decode", "keep"),
+    "on_overflow": ("error", "inf", "saturate"),
+    "on_underflow": ("report", "error"),
+    "verify_source": ("auto", "whole", "no"),
+    "experts": ("source", "stacked"),
+}
+"""The words that options may be."""
 
 
 @dataclass(frozen=True)

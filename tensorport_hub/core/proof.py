@@ -117,8 +117,8 @@ def check_state(mirror: Mirror, fresh: Plan) -> list[Fault]:
 def check_plan(mirror: Mirror, fresh: Plan) -> list[Fault]:
     """Compare the manifest with what this tool makes of the same source and options.
 
-    What a tensor is made from is compared whatever version the manifest names, since it says so itself; how it
-    is decoded, and into which files it is cut, is another version's own.
+    What a tensor is made from is compared whatever version the manifest names, since it says so itself; how
+    it is decoded, and into which files it is cut, is another version's own.
     """
     told = {recipe.name: _told(recipe, pieces) for recipe, pieces in _by_recipe(mirror.plan)}
     true = {recipe.name: _told(recipe, pieces) for recipe, pieces in _by_recipe(fresh)}

@@ -20,7 +20,7 @@ folder (licences of the top level too). Never: other weights, pickles, code, oth
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -112,7 +112,7 @@ def select(
     taken = {f.path for f in weights} | ({index.path} if index else set())
     rest = [f.path for f in chosen if f.path.endswith((WEIGHTS, INDEX)) and f.path not in taken]
     passed_over = () if index else tuple(rest)
-    carried = tuple(f for f in listed if _travels(f, prefix))
+    carried = tuple(_apart([f for f in listed if _travels(f, prefix)], subfolder))
     return Selection(index, tuple(weights), carried, passed_over)
 
 
@@ -163,6 +163,16 @@ def _ambiguous(files: list[SourceFile]) -> CheckpointError:
         f"several models could be meant: {_list([f.path for f in files])}",
         hint="choose with `--allow-patterns` or `--subfolder`",
     )
+
+
+def _apart(carried: Sequence[SourceFile], subfolder: str | None) -> Iterator[SourceFile]:
+    """Of files whose names differ in case alone the first: not every place can hold both."""
+    seen: set[str] = set()
+    for file in carried:
+        name = carried_name(file.path, subfolder).lower()
+        if name not in seen:
+            yield file
+        seen.add(name)
 
 
 def _travels(file: SourceFile, prefix: str) -> bool:

@@ -16,6 +16,8 @@ from tensorport_hub.core.tensor import DTYPES, DType, shorten
 from tensorport_hub.errors import VerificationError
 
 _LARGEST = 1 << 62
+_AXES = 64
+"""What numpy has at most."""
 
 T = TypeVar("T")
 
@@ -51,7 +53,10 @@ def size(value: Any, where: str) -> int:
 
 def shape(value: Any, where: str) -> tuple[int, ...]:
     """A list of sizes."""
-    return tuple(size(length, where) for length in list_(value, where))
+    lengths = list_(value, where)
+    if len(lengths) > _AXES:
+        raise wrong(where, f"at most {_AXES} axes", len(lengths))
+    return tuple(size(length, where) for length in lengths)
 
 
 def dtype(value: Any, where: str) -> DType:

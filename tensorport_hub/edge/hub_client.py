@@ -180,18 +180,8 @@ class HubClient:
     def lfs_paths(self, repo_id: str, files: Sequence[tuple[str, bytes]]) -> frozenset[str]:
         """Which of these files the Hub stores as LFS: by its attributes, or as large or binary."""
         operations = [CommitOperationAdd(path, content) for path, content in files]
-        self.call(
-            lambda api: _fetch_upload_modes(
-                additions=operations,
-                repo_type="model",
-                repo_id=repo_id,
-                headers=self.headers(),
-                revision="main",
-                endpoint=self.endpoint,
-            ),
-            f"the upload to `{repo_id}`",
-            DestinationError,
-        )
+        what = f"the upload to `{repo_id}`"
+        self.call(lambda api: self._fetch_modes(repo_id, "main", operations), what)
         return frozenset(op.path_in_repo for op in operations if op._upload_mode == "lfs")
 
     def commit(
@@ -215,7 +205,7 @@ class HubClient:
             parent: the commit that the ref must still be at.
         """
         operations: list[Any] = [_uploaded(receipt) for receipt in uploaded]
-        operations += [CommitOperationAdd(path, content) for path, content in small]
+        operations += self._small(repo_id, revision, small)
         operations += [CommitOperationDelete(path) for path in deleted]
         info = self.call(
             lambda api: api.create_commit(
@@ -225,6 +215,29 @@ class HubClient:
             DestinationError,
         )
         return str(info.oid)
+
+    def _fetch_modes(self, repo_id: str, revision: str, additions: Sequence[CommitOperationAdd]) -> None:
+        _fetch_upload_modes(
+            additions=additions,
+            repo_type="model",
+            repo_id=repo_id,
+            headers=self.headers(),
+            revision=quote(revision, safe=""),
+            endpoint=self.endpoint,
+            gitignore_content="",
+        )
+
+    def _small(
+        self, repo_id: str, revision: str, files: Sequence[tuple[str, bytes]]
+    ) -> list[CommitOperationAdd]:
+        """Entries of small files: the client would silently leave out what a `.gitignore` there names."""
+        additions = [CommitOperationAdd(path, content) for path, content in files]
+        if additions:
+            what = f"the commit to `{revision}` of `{repo_id}`"
+            self.call(lambda api: self._fetch_modes(repo_id, revision, additions), what)
+        for addition in additions:
+            addition._should_ignore = False
+        return additions
 
     def page(self, repo_id: str, commit: str) -> str:
         """The page of a commit."""

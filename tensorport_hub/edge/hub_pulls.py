@@ -144,7 +144,8 @@ class PullRequests:
         for entry in log:
             if entry.commit_id == since:
                 return frozenset(found)
-            found.update(entry.authors or "?")
+            authors = entry.authors if isinstance(entry.authors, list) else []
+            found.update(name if isinstance(name, str) else "?" for name in authors or ["?"])
         return None
 
     def _name(self, num: int) -> str:

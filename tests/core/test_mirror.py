@@ -285,3 +285,20 @@ def test_any_decoder_is_bound_or_refused(scheme: str, params: dict[str, Any]) ->
         mirror.read(json.dumps(value).encode())
     except VerificationError:
         return
+
+
+def test_absurd_shapes_end_at_once() -> None:
+    """A shape of 200,000 axes is refused before anything is multiplied."""
+    text = json.loads(json.dumps(GOOD))
+    text["tensors"]["w"]["from"][0]["shape"] = [1 << 62] * 200_000
+    with pytest.raises(VerificationError, match="at most 64 axes"):
+        mirror.read(json.dumps(text).encode())
+
+
+@pytest.mark.parametrize("key", ["precision", "quantized", "on_overflow", "verify_source"])
+def test_options_that_there_are_not(key: str) -> None:
+    """A word that is no option of ours is no manifest of ours."""
+    text = json.loads(json.dumps(GOOD))
+    text["options"][key] = "evil"
+    with pytest.raises(VerificationError, match=f"options.{key}"):
+        mirror.read(json.dumps(text).encode())

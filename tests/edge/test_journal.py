@@ -15,10 +15,11 @@ from tensorport_hub.devhub import DevHub, Fault
 from tensorport_hub.edge import hub_journal, retry
 from tensorport_hub.edge.http import Http
 from tensorport_hub.edge.hub_client import HubClient
+from tensorport_hub.edge.hub_find import open_work
 from tensorport_hub.edge.hub_journal import HubJournal
 from tensorport_hub.edge.hub_lfs import LfsSession
 from tensorport_hub.edge.hub_ref import HubRef
-from tensorport_hub.edge.hub_work import Request, open_work
+from tensorport_hub.edge.hub_work import Request
 from tensorport_hub.edge.journal import JournalFile
 from tensorport_hub.errors import DestinationError
 from tensorport_hub.ports import Event, Saved
@@ -138,7 +139,7 @@ class TestHubJournal(JournalContract):
     def open(self, *, every: int = 1 << 40) -> HubJournal:
         """The journal of the next run."""
         target = HubRef.of(self.client, "me/mirror", "main", self.events.append)
-        request = Request(HUB_KEY, "Mirror", "me", None, offer=False)
+        request = Request(HUB_KEY, "Mirror", "me", None, offer=False, anew=False)
         work = open_work(target, request, restart=False, needed=True)
         assert work is not None
         work.claim()

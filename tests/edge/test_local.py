@@ -118,6 +118,19 @@ class TestSourceFolder:
         assert source.files == [SourceFile("model.safetensors", 7)]
         assert buffer == b"weights"
 
+    def test_links_out_of_the_folder(self, tmp_path: Path) -> None:
+        """What is no weight is not read through them: it would be published as the model's own."""
+        write_files(tmp_path, {"other/secret": b"password", "disk/w": b"weights"})
+        root = tmp_path / "model"
+        root.mkdir()
+        (root / "LICENSE").symlink_to("../other/secret")
+        (root / "model.safetensors").symlink_to("../disk/w")
+        source = LocalSource(root)
+        source.read_into("model.safetensors", 0, memoryview(bytearray(7)))
+        with pytest.raises(SourceError, match="a link out of the folder") as caught:
+            source.read_into("LICENSE", 0, memoryview(bytearray(8)))
+        assert "copy the file" in caught.value.hint
+
     def test_linked_loop_ends(self, tmp_path: Path) -> None:
         """A link to a folder above is not walked."""
         write_files(tmp_path, {"a": b"1"})
