@@ -18,7 +18,7 @@ from tensorport_hub.core.journal import Progress
 from tensorport_hub.core.mirror import Mirror
 from tensorport_hub.edge.local import parse_folder
 from tensorport_hub.engine import run
-from tensorport_hub.errors import CheckpointError, LossError, UseError, VerificationError
+from tensorport_hub.errors import CheckpointError, LossError, UseError
 from tensorport_hub.job import Job, Limits
 from tensorport_hub.meter import Meter
 from tensorport_hub.ports import Committed, Event, Planned, Published
@@ -122,7 +122,7 @@ def _carried_out(job: Job) -> tuple[Mirror, Published]:
             report=job.meter,
         )
         return job.publish(sink, outcome)
-    except (CheckpointError, VerificationError, LossError):
+    except (CheckpointError, LossError):
         sink.discard()
         raise
     except BaseException:

@@ -7,6 +7,7 @@ entry is a hint: whoever resumes asks the sink whether it still holds the file.
     {"journal":"tensorport.journal/1","plan":"<key>"}
     {"made":17,"size":4096,"sha256":"...","lost":[[0,12]]}
     {"file":"model-00001-of-00003.safetensors","sha256":"..."}
+    {"doubted":[17,18]}
 """
 
 from __future__ import annotations
@@ -46,7 +47,14 @@ class ReadFile:
     sha256: str
 
 
-Entry = MadeFile | ReadFile
+@dataclass(frozen=True)
+class Doubted:
+    """Output files that were made of bytes which turned out not to be the source's: as if never made."""
+
+    outputs: tuple[int, ...]
+
+
+Entry = MadeFile | ReadFile | Doubted
 
 
 @dataclass(frozen=True)
@@ -108,6 +116,8 @@ def lines(entries: Iterable[Entry]) -> bytes:
 def _json(entry: Entry) -> dict[str, Any]:
     if isinstance(entry, ReadFile):
         return {"file": entry.path, "sha256": entry.sha256}
+    if isinstance(entry, Doubted):
+        return {"doubted": [*entry.outputs]}
     lost = {"lost": [[*pair] for pair in entry.lost]} if entry.lost else {}
     return {"made": entry.index, "size": entry.size, "sha256": entry.sha256, **lost}
 
@@ -156,6 +166,9 @@ def gathered(found: Iterable[Entry]) -> Progress:
     for entry in found:
         if isinstance(entry, MadeFile):
             made[entry.index] = entry
+        elif isinstance(entry, Doubted):
+            for index in entry.outputs:
+                made.pop(index, None)
         else:
             files[entry.path] = entry.sha256
     return Progress(made, files)
@@ -169,6 +182,8 @@ def _entry(value: Mapping[str, Any]) -> Entry | None:
             lost = value.get("lost", [])
             if isinstance(lost, list) and all(_is_pair(pair) for pair in lost):
                 return MadeFile(index, size, sha256, tuple((over, under) for over, under in lost))
+        case {"doubted": list(outputs)} if all(type(index) is int for index in outputs):
+            return Doubted(tuple(outputs))
     return None
 
 

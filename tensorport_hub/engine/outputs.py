@@ -227,7 +227,7 @@ class Comparison:
             raise VerificationError(
                 f"`{self._expected.path}`, left by an earlier run, is not what the source gives now: expected"
                 f" sha256 {got}, got {self._expected.sha256}",
-                hint="`--restart` makes it again",
+                hint="run again: it is made anew",
             )
         return self._expected
 

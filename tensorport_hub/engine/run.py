@@ -20,12 +20,13 @@ import logging
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from tensorport_hub.core.decode.cast import Losses
 from tensorport_hub.core.decode.stacked import Member, Stacked, members
-from tensorport_hub.core.journal import MadeFile, Progress, ReadFile, remaining
+from tensorport_hub.core.journal import Doubted, MadeFile, Progress, ReadFile, remaining
 from tensorport_hub.core.layout import OutFile, Part
 from tensorport_hub.core.plan import Plan, WeightFile
 from tensorport_hub.core.schedule import Schedule
@@ -40,6 +41,7 @@ from tensorport_hub.engine.reader import Reader
 from tensorport_hub.engine.stacked import StackedRun
 from tensorport_hub.engine.tiled import Tiled
 from tensorport_hub.engine.witness import Witness
+from tensorport_hub.errors import TensorportError, VerificationError
 from tensorport_hub.ports import Event, Journal, Kept, Receipt, Report, Resumed, Sink, Source
 
 logger = logging.getLogger("tensorport_hub")
@@ -128,6 +130,7 @@ class _Run:
         self._workers = ThreadPoolExecutor(workers, thread_name_prefix="part")
         self._writing: set[Future[None]] = set()
         self._lock = threading.Lock()
+        self._doubted: set[int] = set()
 
     def run(self) -> Outcome:
         if self._held:
@@ -192,7 +195,20 @@ class _Run:
                     self._digests[file.path] = sha256
                 self._journal.add(ReadFile(file.path, sha256))
         except BaseException as error:
-            self._stop.fail(error)
+            made = {t.file for part in self._plan.parts if self._is_of(part, file) for t in part.targets}
+            self._fail(error, made)
+
+    def _is_of(self, part: Part, file: WeightFile) -> bool:
+        return any(tensor.file == file.path for tensor in self._plan.recipes[part.recipe].decoder.inputs)
+
+    def _fail(self, error: BaseException, made: Collection[int]) -> None:
+        """Stop the run; where bytes turned out to be wrong, the files that were made of them don't count."""
+        self._stop.fail(error)
+        if isinstance(error, VerificationError):
+            with self._lock:
+                self._doubted.update(made)
+            with suppress(TensorportError):
+                self._journal.add(Doubted(tuple(sorted(made))))
 
     def _make(self, parts: Sequence[Part], pulls: bool) -> list[PartRun]:
         """Parts that are fed together, or (`pulls`) by nobody, once there is room for all of them."""
@@ -240,7 +256,7 @@ class _Run:
         except Stopped:
             return
         except BaseException as error:
-            self._stop.fail(error)
+            self._fail(error, {target.file for target in run.part.targets})
         finally:
             run.let_go()
             self._room.give(run.holds)
@@ -249,6 +265,8 @@ class _Run:
         made = MadeFile(file.index, receipt.size, receipt.sha256, lost)
         with self._lock:
             self._held[made.index] = made
+            if made.index in self._doubted:
+                return
         self._journal.add(made)
 
 

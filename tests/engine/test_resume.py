@@ -253,7 +253,7 @@ def test_parts_of_an_unproven_file_are_proven() -> None:
     files = {p: sha for p, sha in journal.next().progress.files.items() if p != "m-0.safetensors"}
     with pytest.raises(VerificationError, match="left by an earlier run") as caught:
         go(plan, MemorySource(FILES), sink, MemoryJournal(Progress(entries, files)))
-    assert "--restart" in caught.value.hint
+    assert "made anew" in caught.value.hint
 
 
 def test_losses_are_those_of_one_run() -> None:
