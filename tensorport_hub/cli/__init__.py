@@ -8,25 +8,18 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
 import signal
 import sys
-import traceback
-from collections.abc import Callable, Sequence
-from types import FrameType
+from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
 import click
 
 from tensorport_hub import __version__
-from tensorport_hub.cli import local
+from tensorport_hub.cli import ending, local
 from tensorport_hub.errors import TensorportError, VerificationError
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM came."""
 
 
 def _group(*options: Callable[[F], F]) -> Callable[[F], F]:
@@ -132,7 +125,7 @@ _output_options = _group(
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(__version__, prog_name="tensorport-hub")
+@click.version_option(__version__)
 def cli() -> None:
     """Mirror a Hugging Face checkpoint as plain arrays: remote, decoded, published."""
 
@@ -283,21 +276,21 @@ def _display(options: dict[str, Any]) -> Any:
 def main(argv: list[str] | None = None) -> NoReturn:
     """Run the program and exit with its code."""
     words = sys.argv[1:] if argv is None else argv
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, ending.terminate)
     try:
-        ended = cli.main(words, prog_name="tensorport-hub", standalone_mode=False)
+        ended = cli.main(words, prog_name=ending.program(), standalone_mode=False)
         code = ended if isinstance(ended, int) else 0
     except click.ClickException as error:
         error.show()
         code = error.exit_code
     except TensorportError as error:
         code = error.exit_code
-        _tell(error, words)
+        ending.tell(error, words)
     except click.Abort as error:  # how click passes an interrupt on
-        code = 143 if isinstance(error.__cause__, _Terminated) else 130
+        code = 143 if isinstance(error.__cause__, ending.Terminated) else 130
         click.echo("interrupted: readers see nothing of it", err=True)
         if words[0] in ("mirror", "convert"):
-            click.echo(f"hint: `{_again(words)}` continues", err=True)
+            click.echo(f"hint: `{ending.again(words)}` continues", err=True)
         sys.stderr.flush()
         os._exit(code)  # threads may still wait for a silent server
     except BrokenPipeError:
@@ -305,38 +298,3 @@ def main(argv: list[str] | None = None) -> NoReturn:
         code = 141
     sys.stdout.flush()
     sys.exit(code)
-
-
-def _again(words: Sequence[str]) -> str:
-    """The command that continues an interrupted one; without the token, which belongs on no screen."""
-    kept: list[str] = []
-    hidden = False
-    for word in words:
-        if not hidden and word != "--restart" and not word.startswith("--token="):
-            kept += [] if word == "--token" else [word]
-        hidden = word == "--token"
-    return shlex.join(["tensorport-hub", *kept])
-
-
-def _terminate(_signal: int, _frame: FrameType | None) -> None:
-    raise _Terminated
-
-
-def _tell(error: TensorportError, words: list[str]) -> None:
-    """An error for people on stderr; for programs also on stdout."""
-    if "-v" in words or "--verbose" in words:
-        traceback.print_exception(error)
-    click.echo(f"error: {error.message}", err=True)
-    if error.hint:
-        click.echo(f"hint: {error.hint}", err=True)
-    if "--json" in words:
-        from tensorport_hub.cli.show import as_json
-
-        as_json(
-            {
-                "error": type(error).__name__,
-                "message": error.message,
-                "hint": error.hint,
-                "exit_code": error.exit_code,
-            }
-        )
