@@ -170,10 +170,11 @@ def _mirror(src: str, dst: str | None, options: dict[str, Any]) -> None:
     as_json, quiet = options.pop("as_json"), bool(options["quiet"])
     with _display(options) as show:
         from tensorport_hub import api
+        from tensorport_hub.cli import actions
         from tensorport_hub.cli import show as shown
 
         result = api.mirror(src, dst, on_event=show, **options)
-    shown.step_summary(result)
+    actions.step_results(result)
     if as_json:
         shown.as_json(shown.mirror_json(result))
     elif not quiet:

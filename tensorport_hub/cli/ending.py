@@ -46,6 +46,10 @@ def tell(error: TensorportError, words: Sequence[str]) -> None:
     click.echo(f"error: {error.message}", err=True)
     if error.hint:
         click.echo(f"hint: {error.hint}", err=True)
+    if words and words[0] in ("mirror", "convert"):
+        from tensorport_hub.cli.actions import step_failure
+
+        step_failure(error)
     if "--json" in words:
         from tensorport_hub.cli.show import as_json
 

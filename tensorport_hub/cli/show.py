@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, fields
+from pathlib import Path
 from typing import Any
 
 import click
 
+from tensorport_hub.core import manifest
 from tensorport_hub.core.size import format_size
 from tensorport_hub.core.tensor import shorten
 from tensorport_hub.results import Inspection, MirrorResult, PlanResult, Stats, Verification
@@ -31,7 +32,16 @@ def _fallback(value: object) -> Any:
 def mirror_json(result: MirrorResult) -> dict[str, Any]:
     """What `mirror --json` prints: the result without the whole manifest."""
     shown = {f.name: getattr(result, f.name) for f in fields(result) if f.name not in ("manifest", "stats")}
-    return {**shown, "totals": result.manifest["totals"], "stats": asdict(result.stats)}
+    made = {"manifest": manifest_place(result), "totals": result.manifest["totals"]}
+    return {**shown, **made, "stats": asdict(result.stats)}
+
+
+def manifest_place(result: MirrorResult) -> str:
+    """Where the manifest is to be read: a URL of this very commit, or a path."""
+    if result.commit_url is None:
+        return str(Path(result.destination, manifest.PATH))
+    repository, _, commit = result.commit_url.rpartition("/commit/")
+    return f"{repository}/resolve/{commit}/{manifest.PATH}"
 
 
 def plan_json(result: PlanResult) -> dict[str, Any]:
@@ -153,21 +163,3 @@ def inspection_text(result: Inspection, *, every: bool) -> str:
 def module_group(name: str) -> str:
     """A tensor's name with layer and expert numbers as `*`."""
     return ".".join("*" if part.isdigit() else part for part in name.split("."))
-
-
-def step_summary(result: MirrorResult) -> None:
-    """A Markdown summary for GitHub Actions, where that is where we run."""
-    path = os.environ.get("GITHUB_STEP_SUMMARY")
-    if not path:
-        return
-    stats = result.stats
-    page = result.pr_url or result.commit_url
-    where = f"[{result.destination}]({page})" if page else f"`{result.destination}`"
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(
-            f"### {'Mirrored to' if result.changed else 'Unchanged:'} {where}\n\n"
-            "| tensors | parameters | files | published | read | seconds |\n|--:|--:|--:|--:|--:|--:|\n"
-            f"| {stats.tensors:,} | {stats.parameters:,} | {stats.parts:,} "
-            f"| {format_size(stats.bytes_published)} | {format_size(stats.bytes_read)} "
-            f"| {stats.seconds:.0f} |\n"
-        )
