@@ -6,8 +6,12 @@ import json
 import os
 import signal
 import subprocess
+import threading
 import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from huggingface_hub import HfApi
@@ -166,3 +170,60 @@ def test_what_our_reading_of_expressions_refuses() -> None:
     with pytest.raises(KeyError):
         evaluate("secrets.TOKEN", contexts)
     assert assignments("a=1=2\nb<<end\n1\nc=3\nend\n") == {"a": "1=2", "b": "1\nc=3"}
+
+
+CLAIMS = {"repository": "me/bot", "workflow": "mirror", "ref": "refs/heads/main"}
+
+
+@pytest.fixture
+def identity(hub: DevHub) -> Iterator[dict[str, str]]:
+    """What a runner offers to a job with `id-token: write`: a server that signs what the job is."""
+    hub.add_repo("me/tiny", {})
+    hub.trust("me/tiny", {"repository": "me/bot", "workflow": "mirror"})
+
+    class Issuer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            (audience,) = parse_qs(urlsplit(self.path).query)["audience"]
+            allowed = self.headers["Authorization"] == "Bearer of this job"
+            self.send_response(200 if allowed else 401)
+            self.end_headers()
+            self.wfile.write(json.dumps({"value": hub.id_token(CLAIMS, audience)}).encode())
+
+        def log_message(self, format: str, *args: object) -> None:
+            return None
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Issuer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield {
+            "ACTIONS_ID_TOKEN_REQUEST_URL": f"http://127.0.0.1:{server.server_port}/token?api-version=2.0",
+            "ACTIONS_ID_TOKEN_REQUEST_TOKEN": "of this job",
+        }
+        server.shutdown()
+
+
+def test_trusted_publishing_needs_no_secret(machine: Runner, hub: DevHub, identity: dict[str, str]) -> None:
+    """The job's identity is exchanged for a token of the destination, and again whenever a token is old."""
+    machine.env = {**machine.env, **identity, "TENSORPORT_TOKEN_SECONDS": "6"}
+    hub.faults.add(Fault("stall", origin="cdn", at=64, times=1, seconds=60, after=1))
+    options = "--checkpoint-every=1"
+    ran = machine.action({**TINY, "trusted-publishing": "true", "options": options}, only="Mirror")
+    assert (ran.code, ran.outputs["state"]) == (0, "done"), ran.log
+    exchanges = [seen for seen in hub.seen if seen.path == "/oauth/token"]
+    assert len(exchanges) == 2
+    assert hub.commits("me/tiny")[0].author == "[OIDC]"
+    assert "hf_jwt_" not in ran.log + ran.summary
+
+
+def test_trusted_publishing_is_refused_in_words(
+    machine: Runner, hub: DevHub, identity: dict[str, str]
+) -> None:
+    """Without the permission, or for a repository that does not trust the job: exit 5, and what to do."""
+    given = {**TINY, "trusted-publishing": "true"}
+    ran = machine.action(given, only="Mirror")
+    assert ran.code == 5
+    assert "hint: the job needs `id-token: write`" in ran.log
+    machine.env = {**machine.env, **identity}
+    ran = machine.action({**given, "destination": "me/elsewhere"}, only="Mirror")
+    assert ran.code == 5
+    assert "trusted publishing for `me/elsewhere` failed" in ran.log
+    assert "Traceback" not in ran.log
