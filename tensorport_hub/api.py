@@ -7,8 +7,11 @@ those of the command line; names common to Hub libraries (`revision`, `token`, `
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -17,14 +20,17 @@ from tensorport_hub.core.mirror import Mirror
 from tensorport_hub.core.plan import LARGEST_SHARD, Options
 from tensorport_hub.core.size import parse_size
 from tensorport_hub.core.tensor import PRECISIONS
-from tensorport_hub.destination import Publication
+from tensorport_hub.destination import FolderDestination, Publication
 from tensorport_hub.edge.local import parse_folder
+from tensorport_hub.edge.page import Page
 from tensorport_hub.engine import run
 from tensorport_hub.errors import CheckpointError, LossError, UseError, VerificationError
 from tensorport_hub.job import Job, Limits
 from tensorport_hub.meter import Meter
-from tensorport_hub.ports import Committed, Event, Planned, Published
+from tensorport_hub.ports import Committed, Event, Planned, Published, Warned
 from tensorport_hub.reading import Reading
+from tensorport_hub.report.facts import of_inspection, of_mirror
+from tensorport_hub.report.page import build
 from tensorport_hub.results import Inspection, MirrorResult, PlanResult, Verification
 
 
@@ -55,6 +61,7 @@ def mirror(
     create_pr: bool = False,
     branch: str | None = None,
     commit_message: str | None = None,
+    report: str | os.PathLike[str] | None = None,
     token: str | None = None,
     on_event: Callable[[Event], object] | None = None,
 ) -> MirrorResult:
@@ -85,6 +92,7 @@ def mirror(
         create_pr: leave an open pull request instead of merging it.
         branch: publish there instead of on `main`.
         commit_message: of the commit, and title of the pull request.
+        report: write an HTML page about the mirror there; where that fails at the end, it is a warning.
         token: for source and destination; by default the one that you are logged in with.
         on_event: called with every event of `tensorport_hub.ports`, from any thread.
 
@@ -94,12 +102,27 @@ def mirror(
     begun = monotonic()
     options = _options(locals())
     limits, meter = Limits.of(workers, max_memory), Meter(on_event)
-    publication = _publication(locals(), options)
+    publication, page = _publication(locals(), options), None if report is None else Page(report)
     with Job(source, destination, revision, token, options, limits, publication, meter) as job:
+        if page is not None and isinstance(job.destination, FolderDestination):
+            page.refuse_inside(Path(job.destination.name))
         meter(Planned(len(job.plan.parts), job.schedule.bytes_read(), job.plan.bytes_out))
         made = job.standing() or _carried_out(job)
         meter(Committed(made[1]))
-        return job.result(*made, monotonic() - begun)
+        result = job.result(*made, monotonic() - begun)
+        if page is not None:
+            _report(page, result, job)
+        return result
+
+
+def _report(page: Page, result: MirrorResult, job: Job) -> None:
+    """Write the page about a mirror. It is published by now: what goes wrong here is no failure of it."""
+    moments, defaults = job.meter.moments(), asdict(Options())
+    facts = of_mirror(result, endpoint=job.endpoint, moments=moments, defaults=defaults)
+    try:
+        page.write(build(facts))
+    except OSError as error:
+        job.meter(Warned(f"the report `{page.path}` could not be written: {error.strerror or error}"))
 
 
 def _carried_out(job: Job) -> tuple[Mirror, Published]:
@@ -233,18 +256,28 @@ def inspect(
     exclude: Sequence[str] = (),
     subfolder: str | None = None,
     allow_patterns: Sequence[str] = (),
+    report: str | os.PathLike[str] | None = None,
     token: str | None = None,
     on_event: Callable[[Event], object] | None = None,
 ) -> Inspection:
     """What a source holds: tensors, dtypes, schemes, true parameter counts; from headers alone.
 
+    `report` is a file that an HTML page about it is written to.
+
     Raises:
         TensorportError: it can't be read, or holds what is not supported.
     """
     options = _options(locals())
-    meter = Meter(on_event)
+    meter, page = Meter(on_event), None if report is None else Page(report)
     with Reading(source, revision, token, options, meter) as reading:
-        return reading.inspection()
+        seen = reading.inspection()
+        if page is not None:
+            facts = of_inspection(seen, repo=reading.plan.repo, endpoint=reading.endpoint)
+            try:
+                page.write(build(facts))
+            except OSError as error:
+                raise UseError(f"the report `{page.path}` could not be written: {error}") from None
+        return seen
 
 
 def _options(given: Mapping[str, Any]) -> Options:

@@ -115,6 +115,7 @@ _hub_options = _group(
 _restart_option = click.option(
     "--restart/--resume", default=False, help="Begin anew, or continue an interrupted run (--resume)."
 )
+_report_option = click.option("--report", metavar="FILE", help="Write an HTML page about it there.")
 _token_option = click.option("--token", metavar="T", help="Hub token (HF_TOKEN, or `hf auth login`).")
 _output_options = _group(
     click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout at the end."),
@@ -139,6 +140,7 @@ def cli() -> None:
 @_hub_options
 @_restart_option
 @click.option("--commit-message", metavar="TEXT", help="Message of the commit.")
+@_report_option
 @_token_option
 @_output_options
 def mirror(src: str, dst: str | None, **options: Any) -> None:
@@ -157,6 +159,7 @@ def mirror(src: str, dst: str | None, **options: Any) -> None:
 @_content_options
 @_limit_options
 @_restart_option
+@_report_option
 @_token_option
 @_output_options
 def convert(src: str, dst: str, **options: Any) -> None:
@@ -208,6 +211,7 @@ def plan(src: str, dst: str | None, **options: Any) -> None:
 @click.argument("src")
 @_source_options
 @click.option("--all", "every", is_flag=True, help="List every tensor.")
+@_report_option
 @_token_option
 @_output_options
 def inspect(src: str, every: bool, **options: Any) -> None:
