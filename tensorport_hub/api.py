@@ -10,27 +10,25 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
-from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from tensorport_hub import pages
 from tensorport_hub.audit import Audit
 from tensorport_hub.core.mirror import Mirror
 from tensorport_hub.core.plan import LARGEST_SHARD, Options
 from tensorport_hub.core.size import parse_size
 from tensorport_hub.core.tensor import PRECISIONS
-from tensorport_hub.destination import FolderDestination, Publication
+from tensorport_hub.destination import Publication
 from tensorport_hub.edge.local import parse_folder
 from tensorport_hub.edge.page import Page
 from tensorport_hub.engine import run
 from tensorport_hub.errors import CheckpointError, LossError, UseError, VerificationError
 from tensorport_hub.job import Job, Limits
 from tensorport_hub.meter import Meter
-from tensorport_hub.ports import Committed, Event, Planned, Published, Warned
+from tensorport_hub.outlook import outlook, parse_rate
+from tensorport_hub.ports import Committed, Event, Planned, Published
 from tensorport_hub.reading import Reading
-from tensorport_hub.report.facts import of_inspection, of_mirror
-from tensorport_hub.report.page import build
 from tensorport_hub.results import Inspection, MirrorResult, PlanResult, Verification
 
 
@@ -104,25 +102,15 @@ def mirror(
     limits, meter = Limits.of(workers, max_memory), Meter(on_event)
     publication, page = _publication(locals(), options), None if report is None else Page(report)
     with Job(source, destination, revision, token, options, limits, publication, meter) as job:
-        if page is not None and isinstance(job.destination, FolderDestination):
-            page.refuse_inside(Path(job.destination.name))
+        if page is not None:
+            pages.refuse_inside(page, job)
         meter(Planned(len(job.plan.parts), job.schedule.bytes_read(), job.plan.bytes_out))
         made = job.standing() or _carried_out(job)
         meter(Committed(made[1]))
         result = job.result(*made, monotonic() - begun)
         if page is not None:
-            _report(page, result, job)
+            pages.write_mirror(page, result, job)
         return result
-
-
-def _report(page: Page, result: MirrorResult, job: Job) -> None:
-    """Write the page about a mirror. It is published by now: what goes wrong here is no failure of it."""
-    moments, defaults = job.meter.moments(), asdict(Options())
-    facts = of_mirror(result, endpoint=job.endpoint, moments=moments, defaults=defaults)
-    try:
-        page.write(build(facts))
-    except OSError as error:
-        job.meter(Warned(f"the report `{page.path}` could not be written: {error.strerror or error}"))
 
 
 def _carried_out(job: Job) -> tuple[Mirror, Published]:
@@ -169,19 +157,27 @@ def plan(
     checkpoint_every: str | int = "20GB",
     create_pr: bool = False,
     branch: str | None = None,
+    rate: str | int | None = None,
+    probe: bool = False,
+    strict: bool = False,
     token: str | None = None,
     on_event: Callable[[Event], object] | None = None,
 ) -> PlanResult:
-    """Everything that `mirror` does before it reads weights; writes nothing. Arguments as there.
+    """Everything that `mirror` does before it reads weights; writes nothing. Arguments as there, and:
+
+    Args:
+        rate: bytes a second that are to be expected, for a forecast of the time.
+        probe: measure that rate: reads some blocks of the source, 64 MB at most.
+        strict: warnings, and limits that are only recommended, are errors.
 
     Raises:
         TensorportError: what would stop the run.
     """
     options = _options(locals())
     limits, meter = Limits.of(workers, max_memory), Meter(on_event)
-    publication = _publication(locals(), options)
+    publication, expected = _publication(locals(), options), parse_rate(rate)
     with Job(source, destination, revision, token, options, limits, publication, meter) as job:
-        return job.preview()
+        return outlook(job, publication, rate=expected, measure=probe, strict=strict)
 
 
 def convert(
@@ -272,11 +268,7 @@ def inspect(
     with Reading(source, revision, token, options, meter) as reading:
         seen = reading.inspection()
         if page is not None:
-            facts = of_inspection(seen, repo=reading.plan.repo, endpoint=reading.endpoint)
-            try:
-                page.write(build(facts))
-            except OSError as error:
-                raise UseError(f"the report `{page.path}` could not be written: {error}") from None
+            pages.write_inspection(page, seen, reading)
         return seen
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tensorport_hub.core.forecast import Forecast
 from tensorport_hub.core.plan import Plan
 from tensorport_hub.core.proof import Fault
 
@@ -66,6 +67,7 @@ class PlanResult:
         checkpoints: about how many a run makes before it publishes; None: one commit does it all.
         bytes_in: source bytes that will be read, those twice included.
         bytes_again: the part of it that order forces to be read a second time.
+        forecast: limits, requests and time, which `plan` adds.
     """
 
     plan: Plan = field(repr=False)
@@ -86,6 +88,7 @@ class PlanResult:
     memory: int
     disk: int
     warnings: tuple[str, ...]
+    forecast: Forecast | None = None
 
 
 @dataclass(frozen=True)

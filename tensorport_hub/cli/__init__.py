@@ -191,10 +191,16 @@ def _mirror(src: str, dst: str | None, options: dict[str, Any]) -> None:
 @_content_options
 @_limit_options
 @_hub_options
+@click.option("--rate", metavar="SIZE", help="Bytes a second to expect, for a forecast of the time.")
+@click.option("--probe", is_flag=True, help="Measure that rate: read some blocks, 64 MB at most.")
+@click.option("--strict", is_flag=True, help="Warnings and recommended limits are errors (exit 7).")
 @_token_option
 @_output_options
 def plan(src: str, dst: str | None, **options: Any) -> None:
-    """Say what `mirror` would do; read no weights, write nothing."""
+    """Say what `mirror` would do; read no weights, write nothing.
+
+    It exits with 0 where a run could begin, else with the code that the run would have ended with.
+    """
     as_json = options.pop("as_json")
     with _display(options) as show:
         from tensorport_hub import api

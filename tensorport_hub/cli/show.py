@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from tensorport_hub.core import manifest
+from tensorport_hub.core.forecast import Forecast
 from tensorport_hub.core.size import format_size
 from tensorport_hub.core.tensor import shorten
 from tensorport_hub.results import Inspection, MirrorResult, PlanResult, Stats, Verification
@@ -46,7 +47,8 @@ def manifest_place(result: MirrorResult) -> str:
 
 def plan_json(result: PlanResult) -> dict[str, Any]:
     """What `plan --json` prints: the numbers, and every file with its size."""
-    shown = {f.name: getattr(result, f.name) for f in fields(result) if f.name != "plan"}
+    shown = {f.name: getattr(result, f.name) for f in fields(result) if f.name not in ("plan", "forecast")}
+    shown["forecast"] = asdict(result.forecast) if result.forecast is not None else None
     files = [{"path": part.path, "size": part.size} for part in result.plan.parts]
     return {**shown, "revision": result.plan.commit, "fingerprint": result.plan.fingerprint, "files": files}
 
@@ -93,9 +95,55 @@ def plan_text(result: PlanResult) -> str:
         ("publishes", _publication(result)),
         ("memory", f"at most {format_size(result.memory)}"),
         ("disk", f"at most {format_size(result.disk)} of staging" if result.disk else "no staging"),
+        *(_forecast(result.forecast) if result.forecast is not None else []),
         ("fingerprint", result.plan.fingerprint[:16]),
     ]
     return "\n".join(f"{name:12} {text}" for name, text in rows)
+
+
+def _forecast(seen: Forecast) -> list[tuple[str, str]]:
+    """Limits, requests and time."""
+    rows = [("files", f"{seen.files:,} with card, manifest and what is carried over")]
+    rows += [
+        (
+            "limit" if limit.hard else "recommended",
+            f"{limit.value:,} of {limit.most:,} {limit.what}{', CROSSED' if limit.crossed else ''}",
+        )
+        for limit in seen.limits
+        if limit.crossed or not limit.what.startswith("bytes")
+    ]
+    for kind, what in (("api", "to the API"), ("resolvers", "for files")):
+        for window in seen.windows:
+            if window.kind == kind and seen.requests[kind]:
+                source = "" if window.stated else ", as documented for a free account"
+                rows.append(
+                    (
+                        "requests",
+                        f"about {seen.requests[kind]:,} {what}; {window.left:,} are left of {window.most:,}"
+                        f" in {window.seconds} s{source}",
+                    )
+                )
+    if seen.requests["commits"]:
+        rows.append(("commits", f"about {seen.requests['commits']:,}; the Hub takes about 128 an hour"))
+    return [*rows, ("time", _time(seen))]
+
+
+def _time(seen: Forecast) -> str:
+    if seen.rate is None or seen.seconds is None:
+        said = f"at least {_span(seen.waits)} of waiting for windows; " if seen.waits else ""
+        return f"{said}`--probe` measures the source, `--rate` states what is known"
+    rate = "/s to ".join(dict.fromkeys(format_size(r) for r in (seen.rate.low, seen.rate.high)))
+    waits = f", {_span(seen.waits)} of it waiting for windows" if seen.waits else ""
+    return (
+        f"{_span(seen.seconds[0])} (publishing keeps up) to {_span(seen.seconds[1])} (reading and"
+        f" publishing take turns) at {rate}/s, {seen.rate.how}{waits}"
+    )
+
+
+def _span(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def _publication(result: PlanResult) -> str:
