@@ -59,6 +59,11 @@ def test_options_are_words(machine: Runner, hub: DevHub, client: HfApi) -> None:
     assert client.get_discussion_details("me/tiny", 1).title == title
     assert json.loads(hub.read("me/tiny", "manifest.json", "refs/pr/1"))["options"]["precision"] == "float32"
     assert not list(machine.workspace.iterdir())
+    line = {**TINY, "options": " --precision float32  --include=*.weight", "token": hub.token}
+    done = machine.action({**line, "destination": "me/one-line"}, only="Mirror")
+    assert done.code == 0, done.log
+    options = json.loads(hub.read("me/one-line", "manifest.json"))["options"]
+    assert (options["precision"], options["include"]) == ("float32", ["*.weight"])
 
 
 HOSTILE = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,19 @@ def test_they_are_what_the_schemas_say(schema: str, files: list[Path]) -> None:
     words = [str(BIN / "check-jsonschema"), "--builtin-schema", schema, *map(str, files)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_workflow_that_the_readme_shows_is_one(tmp_path: Path) -> None:
+    """It is what the schema says, and gives ours the inputs and secrets that it takes."""
+    text = (ROOT / "README.md").read_text()
+    (shown,) = re.findall(r"```yaml\n(on:.*?)```", text, re.DOTALL)
+    (tmp_path / "mirror.yml").write_text(shown)
+    test_they_are_what_the_schemas_say("vendor.github-workflows", [tmp_path / "mirror.yml"])
+    taken = yaml.safe_load(WORKFLOW.read_text())[True]["workflow_call"]
+    (job,) = yaml.safe_load(shown)["jobs"].values()
+    assert job["uses"] == f"OWNER/hf-tensorport/{WORKFLOW.relative_to(ROOT).as_posix()}@COMMIT"
+    assert set(job["with"]) <= set(taken["inputs"])
+    assert set(job["secrets"]) <= set(taken["secrets"])
 
 
 def test_zizmor_finds_nothing() -> None:

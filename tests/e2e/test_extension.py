@@ -11,17 +11,24 @@ import os
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from huggingface_hub import HfApi
-from huggingface_hub.cli.extensions import ExtensionManifest
+from huggingface_hub.cli.extensions import (
+    ExtensionManifest,
+    _get_executable_name,
+    _get_venv_bin_path,
+    _get_venv_python,
+)
 
 from tensorport_hub import __version__
 from tensorport_hub.devhub import DevHub, Fault
 
+ROOT = Path(__file__).parents[2]
 SCRIPTS = Path(sys.executable).parent
 
 
@@ -60,6 +67,24 @@ def test_hf_runs_the_program(hf: dict[str, str]) -> None:
     assert "someone/hf-tensorport" in run(hf, "extensions", "list").stdout
     assert "tensorport" in run(hf, "--help").stdout
     assert run(hf, "extensions", "exec", "tensorport", "--", "--version").stdout == said.stdout
+
+
+def test_the_archive_that_hf_installs_has_the_script(tmp_path: Path) -> None:
+    """`hf` gives pip an archive as GitHub makes it, then looks for `hf-tensorport` among the scripts."""
+    archive = tmp_path / "HEAD.zip"
+    words = ["archive", "--format=zip", "--prefix=hf-tensorport-HEAD/", f"--output={archive}", "HEAD"]
+    subprocess.run(["git", "-C", str(ROOT), *words], check=True)
+    place = tmp_path / "extension" / "venv"
+    subprocess.run([sys.executable, "-m", "venv", str(place)], check=True)
+    install = ["install", "--quiet", "--no-input", "--force-reinstall", "--no-deps", "--no-build-isolation"]
+    packages = {**os.environ, "PYTHONPATH": sysconfig.get_path("purelib"), "PIP_NO_INDEX": "1"}
+    python = _get_venv_python(place.parent)
+    subprocess.run([str(python), "-m", "pip", *install, str(archive)], env=packages, check=True)
+    script = _get_venv_bin_path(place, _get_executable_name("tensorport"))
+    said = subprocess.run(
+        [str(script), "--version"], env=packages, capture_output=True, text=True, check=True
+    )
+    assert said.stdout == f"hf tensorport, version {__version__}\n"
 
 
 def test_hf_mirrors(hf: dict[str, str], hub: DevHub, client: HfApi, gptoss: Path) -> None:

@@ -30,11 +30,17 @@ if [[ $TRUSTED_PUBLISHING == true ]]; then
   slice=$token_seconds
 fi
 
+OPTIONS=${OPTIONS//$'\r'/}
+if [[ $OPTIONS == *$'\n'* ]]; then
+  mapfile -t given <<<"$OPTIONS"
+else # the form of a workflow that is run by hand has a single line
+  read -ra given <<<"$OPTIONS"
+fi
 words=() lasting=() # all options; and those of a run that continues
-while IFS= read -r word; do
+for word in "${given[@]}"; do
   if [[ -n $word ]]; then words+=("$word"); fi
   if [[ -n $word && $word != --restart ]]; then lasting+=("$word"); fi
-done < <(tr -d '\r' <<<"$OPTIONS")
+done
 if [[ $CONTINUES == true ]]; then words=("${lasting[@]}"); fi
 
 places=("$SOURCE")
@@ -61,13 +67,15 @@ echo "::stop-commands::$quiet"
 state=unfinished failed=0
 begun=$SECONDS
 while left=$((seconds - (SECONDS - begun))) && ((left > 0)); do
-  code=0
-  run "$((left < slice ? left : slice))" "${words[@]}" || code=$?
-  case $code in
-    0) state="done" && break ;;
-    124 | 137) words=("${lasting[@]}") ;; # the time of this run is over
-    *) failed=$code && break ;;
-  esac
+  code=0 span=$((left < slice ? left : slice)) since=$SECONDS
+  run "$span" "${words[@]}" || code=$?
+  if ((code == 0)); then
+    state="done" && break
+  elif ((code == 124 || (code == 137 && SECONDS - since >= span))); then
+    words=("${lasting[@]}") # the time of this run is over
+  else
+    failed=$code && break
+  fi
 done
 
 echo "::$quiet::"
