@@ -120,7 +120,15 @@ def _carried_out(job: Job) -> tuple[Mirror, Published]:
     try:
         if opened.published is not None:
             return opened.published
-        outcome = run(job.plan, job.source, sink, journal, allotment=job.allotment(), report=job.meter)
+        outcome = run(
+            job.plan,
+            job.source,
+            sink,
+            journal,
+            inherited=job.destination.inherited,
+            allotment=job.allotment(),
+            report=job.meter,
+        )
         return job.publish(sink, outcome)
     except (CheckpointError, VerificationError, LossError):
         sink.discard()

@@ -20,6 +20,7 @@ from typing import Self, TypeVar
 
 from tensorport_hub.core import manifest, npy, proof
 from tensorport_hub.core.digest import SourceFile, blob_oid
+from tensorport_hub.core.journal import Progress
 from tensorport_hub.core.location import FolderLocation, parse_destination
 from tensorport_hub.core.manifest import FileEntry
 from tensorport_hub.core.mirror import Mirror
@@ -194,7 +195,15 @@ class Audit:
         )
         self._meter(Planned(len(parts), 0, sum(part.size for part in parts)))
         try:
-            outcome = run(part_of_it, reading.source, sink, Unkept(), allotment=allotment, report=self._meter)
+            outcome = run(
+                part_of_it,
+                reading.source,
+                sink,
+                Unkept(),
+                inherited=Progress(),
+                allotment=allotment,
+                report=self._meter,
+            )
             sink.faults += proof.check_digests(self.mirror, outcome.digests)
         except (CheckpointError, VerificationError) as error:
             sink.faults.append(Fault("source", error.message))

@@ -5,13 +5,14 @@ One class a kind of destination. Everything that can be refused is refused befor
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from tensorport_hub.core import manifest, mirror, proof
+from tensorport_hub.core import manifest, mirror, proof, resync
 from tensorport_hub.core.digest import SourceFile
+from tensorport_hub.core.journal import Progress
 from tensorport_hub.core.mirror import Mirror
 from tensorport_hub.core.plan import Plan
 from tensorport_hub.edge.local_sink import LocalSink, check_folder, listing
@@ -81,9 +82,15 @@ class Destination(Protocol):
     """Whether the result will be closed; None where that means nothing."""
     streams: bool
     """Whether bytes go out as they come, so that a writer buffers much but the disk holds nothing."""
+    inherited: Progress
+    """What stands here of the plan that was checked, made by another: neither read nor sent again."""
 
     def check(self, plan: Plan, paths: Sequence[str]) -> None:
-        """Refuse a plan that this place can't hold; `paths` are all files of the mirror."""
+        """Refuse a plan that this place can't hold, and learn what it has of it.
+
+        Args:
+            paths: all files of the mirror.
+        """
 
     def checkpoints(self, plan: Plan) -> int | None:
         """About how many checkpoints a run makes before it publishes; None: one commit does it all."""
@@ -103,6 +110,8 @@ class FolderDestination:
 
     def __init__(self, path: Path, publication: Publication) -> None:
         self._path, self._publication = path, publication
+        self.inherited = Progress()
+        self._standing: Mapping[str, str] = {}
         self.name = str(path)
         self.exists = path.exists()
         check_folder(path)
@@ -111,6 +120,10 @@ class FolderDestination:
 
     def check(self, plan: Plan, paths: Sequence[str]) -> None:
         """A folder holds everything that the disk has room for."""
+        found = self._path / manifest.PATH
+        if found.is_file() and not self._publication.restart and (there := readable(found.read_bytes())):
+            self.inherited = resync.inherited(plan, there)
+            self._standing = {entry.sha256: entry.path for entry in there.weights}
 
     def checkpoints(self, plan: Plan) -> int | None:
         return len(plan.parts)
@@ -126,14 +139,23 @@ class FolderDestination:
 
     def open(self, plan: Plan, key: str, *, writers: int) -> Opened:
         parts = range(len(plan.parts))
-        sink = LocalSink(self._path, key=key, parts=parts, restart=self._publication.restart)
+        sink = LocalSink(
+            self._path, key=key, parts=parts, standing=self._standing, restart=self._publication.restart
+        )
         return Opened(sink, sink.journal)
+
+
+def readable(data: bytes) -> Mirror | None:
+    """The mirror that a manifest describes; None where this version can't read it."""
+    try:
+        return mirror.read(data)
+    except TensorportError:
+        return None
 
 
 def whole(data: bytes, files: Sequence[SourceFile], plan: Plan) -> Mirror | None:
     """The mirror that a manifest describes, where it is the plan's and a listing shows all of it."""
-    try:
-        there = mirror.read(data)
-    except TensorportError:
+    there = readable(data)
+    if there is None or not proof.is_of(there, plan) or proof.check_files(there, files):
         return None
-    return there if proof.is_of(there, plan) and not proof.check_files(there, files) else None
+    return there

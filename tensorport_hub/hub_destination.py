@@ -7,17 +7,18 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from tensorport_hub.core import manifest
+from tensorport_hub.core import manifest, resync
+from tensorport_hub.core.journal import Progress
 from tensorport_hub.core.mirror import Mirror
 from tensorport_hub.core.plan import Plan
-from tensorport_hub.destination import Opened, Publication, whole
+from tensorport_hub.destination import Opened, Publication, readable, whole
 from tensorport_hub.edge.http import Http
 from tensorport_hub.edge.hub_client import HubClient, RepoState
-from tensorport_hub.edge.hub_journal import COMMIT_FILES, HubJournal
+from tensorport_hub.edge.hub_journal import HubJournal
 from tensorport_hub.edge.hub_lfs import LfsSession
 from tensorport_hub.edge.hub_ref import KEPT, HubRef
 from tensorport_hub.edge.hub_sink import HubSink
-from tensorport_hub.edge.hub_work import Request, open_work
+from tensorport_hub.edge.hub_work import COMMIT_FILES, Request, open_work
 from tensorport_hub.edge.hub_xet import XetSession
 from tensorport_hub.edge.journal import Unkept
 from tensorport_hub.edge.retry import retried
@@ -55,6 +56,7 @@ class HubDestination:
         self._read_seconds = read_seconds
         self._paths: Sequence[str] = ()
         self._manifests: dict[str, bytes] = {}
+        self.inherited = Progress()
         self.name = repo_id
         self.streams = publication.transfer != "lfs"
         self._there = self._look()
@@ -106,6 +108,10 @@ class HubDestination:
 
     def check(self, plan: Plan, paths: Sequence[str]) -> None:
         self._paths = paths
+        there = self._there
+        if there is not None and not self._publication.restart and _has_manifest(there):
+            mirror = readable(self._manifest(there))
+            self.inherited = resync.inherited(plan, mirror) if mirror is not None else Progress()
         problems = []
         entries = Counter(path.rpartition("/")[0] for path in paths)
         entries[""] += len({path.split("/")[0] for path in paths if "/" in path})
@@ -131,16 +137,22 @@ class HubDestination:
             )
 
     def checkpoints(self, plan: Plan) -> int | None:
-        there = {file.path for file in self._there.files} if self._there is not None else set()
-        files = len(there | set(self._paths))
-        every = self._publication.checkpoint_every
-        if files <= COMMIT_FILES and plan.bytes_out < every:
+        there = {f.path: (f.size, f.sha256) for f in self._there.files} if self._there is not None else {}
+        kept, every = self.inherited.parts, self._publication.checkpoint_every
+        unchanged = {
+            part.path
+            for part in plan.parts
+            if (made := kept.get(part.index)) and there.get(part.path) == (made.size, made.sha256)
+        }
+        nbytes = sum(part.size for part in plan.parts if part.index not in kept)
+        files = len((there.keys() | set(self._paths)) - unchanged)
+        if files <= COMMIT_FILES and nbytes < every:
             return None
-        return max(plan.bytes_out // every, files // COMMIT_FILES)
+        return max(nbytes // every, files // COMMIT_FILES)
 
     def standing(self, plan: Plan) -> tuple[Mirror, Published] | None:
         state = self._there
-        if state is None or manifest.PATH not in {file.path for file in state.files}:
+        if state is None or not _has_manifest(state):
             return None
         there = whole(self._manifest(state), state.files, plan)
         if there is None:
@@ -227,3 +239,7 @@ class HubDestination:
                 hint="`--restart` gives it up and begins anew",
             )
         return there, sink.publish()
+
+
+def _has_manifest(state: RepoState) -> bool:
+    return any(file.path == manifest.PATH for file in state.files)

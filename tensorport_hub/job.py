@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 from tensorport_hub.core import card, manifest, model_config
-from tensorport_hub.core.journal import Progress, remaining
+from tensorport_hub.core.journal import remaining
 from tensorport_hub.core.location import FolderLocation, HubLocation, Location, parse_destination
 from tensorport_hub.core.mirror import Mirror
 from tensorport_hub.core.mirror import read as read_mirror
@@ -120,9 +119,9 @@ class Job(Reading):
 
     @cached_property
     def schedule(self) -> Schedule:
-        """How a run that begins anew reads the source."""
+        """How a run that resumes nothing reads the source."""
         allotment = self.allotment()
-        left = remaining(self.plan, Progress())
+        left = remaining(self.plan, self.destination.inherited)
         return Schedule(self.plan, left, block=allotment.block, keep=allotment.keep, room=allotment.room)
 
     def preview(self) -> PlanResult:
@@ -144,8 +143,10 @@ class Job(Reading):
             len(plan.recipes),
             plan.parameters,
             len(plan.parts),
+            len(destination.inherited.parts),
             plan.shards,
             plan.bytes_out,
+            sum(part.size for part in destination.inherited.parts.values()),
             self.limits.max_memory,
             min(self._publication.max_disk, allotment.workers * largest) if staged else 0,
             tuple(self.meter.warnings),
@@ -194,23 +195,19 @@ class Job(Reading):
 
     def result(self, made: Mirror, published: Published, seconds: float) -> MirrorResult:
         meter, plan = self.meter, self.plan
-        losses: Mapping[str, tuple[int, int]] = {
-            name: (tensor["losses"]["overflow"], tensor["losses"]["underflow"])
-            for name, tensor in made.text["tensors"].items()
-            if "losses" in tensor
-        }
         return MirrorResult(
             published.location,
             published.commit,
             published.url,
             published.pr_url,
             made.text,
-            losses,
+            made.losses,
             tuple(meter.warnings),
             Stats(
                 len(plan.recipes),
                 plan.parameters,
                 len(plan.parts),
+                meter.kept,
                 meter.resumed,
                 meter.bytes_read,
                 meter.bytes_written,

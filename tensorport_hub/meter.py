@@ -6,7 +6,16 @@ import threading
 from collections.abc import Callable
 from time import monotonic
 
-from tensorport_hub.ports import BytesRead, BytesWritten, Event, FileVerified, PartRetried, Resumed, Warned
+from tensorport_hub.ports import (
+    BytesRead,
+    BytesWritten,
+    Event,
+    FileVerified,
+    Kept,
+    PartRetried,
+    Resumed,
+    Warned,
+)
 
 _MOMENTS = 512
 
@@ -40,7 +49,7 @@ class Meter:
         self._on_event = on_event
         self._lock = threading.Lock()
         self._pace = Pace()
-        self.bytes_read = self.bytes_written = self.retries = self.verified = self.resumed = 0
+        self.bytes_read = self.bytes_written = self.retries = self.verified = self.kept = self.resumed = 0
         self.warnings: list[str] = []
 
     def __call__(self, event: Event) -> None:
@@ -50,6 +59,8 @@ class Meter:
                     self.bytes_read += nbytes
                 case BytesWritten(nbytes=nbytes):
                     self.bytes_written += nbytes
+                case Kept(parts=parts):
+                    self.kept += parts
                 case Resumed(parts=parts):
                     self.resumed += parts
                 case PartRetried():

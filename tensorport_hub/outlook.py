@@ -63,7 +63,7 @@ def _forecast(job: Job, publication: Publication, result: PlanResult, rate: Rate
     if to_hub and not result.standing:
         requests.update(
             forecast.destination_requests(
-                parts=result.parts,
+                parts=result.parts - result.parts_kept,
                 small=len(small) + 2,
                 checkpoints=result.checkpoints,
                 pull=publication.create_pr,
@@ -76,7 +76,9 @@ def _forecast(job: Job, publication: Publication, result: PlanResult, rate: Rate
             job.client, job.name if from_hub else job.destination.name, read_seconds=read_seconds()
         )
     waits = forecast.waits(requests, known)
-    bytes_in, bytes_out = (0, 0) if result.standing else (result.bytes_in, result.bytes_out)
+    bytes_in, bytes_out = (
+        (0, 0) if result.standing else (result.bytes_in, result.bytes_out - result.bytes_kept)
+    )
     return Forecast(
         len(paths),
         forecast.limits(paths, largest) if to_hub else (),

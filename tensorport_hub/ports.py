@@ -101,7 +101,7 @@ class Sink(Protocol):
         """
 
     def has(self, receipt: Receipt) -> bool:
-        """Whether a run before this one left exactly this file here, for `commit` to publish."""
+        """Whether this content is here, of whatever run and under whatever name, for `commit` to publish."""
 
     def put(self, path: str, content: bytes) -> Receipt:
         """Add a small file (configuration, card, manifest) to what `commit` will publish."""
@@ -153,8 +153,16 @@ class Planned:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """The destination holds parts that are made of the same bytes: they need not be made again."""
+
+    parts: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
 class Resumed:
-    """An earlier run left parts that need not be made again."""
+    """An interrupted run left parts that need not be made again."""
 
     parts: int
     nbytes: int
@@ -231,6 +239,7 @@ class Committed:
 
 Event = (
     Planned
+    | Kept
     | Resumed
     | BytesRead
     | BytesWritten

@@ -17,12 +17,14 @@ class Stats:
 
     Attributes:
         parts: files of weights that the mirror has.
-        parts_resumed: those of them that an earlier run had made.
+        parts_kept: those of them that stood at the destination already, made of the same bytes.
+        parts_resumed: those that an interrupted run had made.
     """
 
     tensors: int
     parameters: int
     parts: int
+    parts_kept: int
     parts_resumed: int
     bytes_read: int
     bytes_written: int
@@ -67,6 +69,7 @@ class PlanResult:
         checkpoints: about how many a run makes before it publishes; None: one commit does it all.
         bytes_in: source bytes that will be read, those twice included.
         bytes_again: the part of it that order forces to be read a second time.
+        parts_kept, bytes_kept: what stands at the destination already, and is neither read nor sent.
         forecast: limits, requests and time, which `plan` adds.
     """
 
@@ -83,8 +86,10 @@ class PlanResult:
     tensors: int
     parameters: int
     parts: int
+    parts_kept: int
     shards: int
     bytes_out: int
+    bytes_kept: int
     memory: int
     disk: int
     warnings: tuple[str, ...]

@@ -24,6 +24,7 @@ from tensorport_hub.ports import (
     Committed,
     Event,
     FileVerified,
+    Kept,
     PartDone,
     PartRetried,
     Planned,
@@ -50,7 +51,7 @@ class _Counts:
     def __init__(self) -> None:
         self.begun = monotonic()
         self.parts = self.parts_done = self.total = self.read = self.written = self.verified = 0
-        self.resumed = 0
+        self.there = 0
         self.only_reads = False
 
     def add(self, event: Event) -> None:
@@ -59,10 +60,10 @@ class _Counts:
                 self.parts, self.total, self.begun = parts, written or read, monotonic()
                 self.only_reads = not written
                 self.parts_done = self.read = self.written = 0
-            case Resumed(parts=parts, nbytes=nbytes):
+            case Resumed(parts=parts, nbytes=nbytes) | Kept(parts=parts, nbytes=nbytes):
                 self.parts_done += parts
                 self.written += nbytes
-                self.resumed = nbytes
+                self.there += nbytes
             case BytesRead(nbytes=nbytes):
                 self.read += nbytes
             case BytesWritten(nbytes=nbytes):
@@ -81,7 +82,7 @@ class _Counts:
         if self.only_reads:
             rate = self.read / max(monotonic() - self.begun, 1e-3)
             return f"read {format_size(self.read)} of {format_size(self.total)}, {format_size(rate)}/s"
-        rate = (self.written - self.resumed) / max(monotonic() - self.begun, 1e-3)
+        rate = (self.written - self.there) / max(monotonic() - self.begun, 1e-3)
         memory = memory_now()
         held = f", memory {format_size(memory)}" if memory is not None else ""
         return (
@@ -102,6 +103,8 @@ def remark(event: Event) -> str | None:
             return f"retrying {path} (attempt {attempt}): {reason}"
         case Resumed(parts=parts, nbytes=nbytes):
             return f"continuing: {parts:,} files with {format_size(nbytes)} are there already"
+        case Kept(parts=parts, nbytes=nbytes):
+            return f"keeping: {parts:,} files with {format_size(nbytes)} were made of the same bytes"
         case Committed(published=published):
             word = "offered on" if published.pr_url else "published"
             return f"{word} {published.location}" + ("" if published.changed else " (nothing changed)")

@@ -73,7 +73,8 @@ def mirror_text(result: MirrorResult) -> str:
 
 
 def _resumed(stats: Stats) -> str:
-    return f", {stats.parts_resumed:,} files were there" if stats.parts_resumed else ""
+    there = stats.parts_kept + stats.parts_resumed
+    return f", {there:,} files were there" if there else ""
 
 
 def plan_text(result: PlanResult) -> str:
@@ -98,6 +99,9 @@ def plan_text(result: PlanResult) -> str:
         *(_forecast(result.forecast) if result.forecast is not None else []),
         ("fingerprint", result.plan.fingerprint[:16]),
     ]
+    if result.parts_kept:
+        kept = f"{format_size(result.bytes_kept)} of it in {result.parts_kept:,} files that are there already"
+        rows.insert(5, ("keeps", kept))
     return "\n".join(f"{name:12} {text}" for name, text in rows)
 
 

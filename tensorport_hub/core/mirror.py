@@ -45,6 +45,8 @@ class Mirror:
         verified: source file -> `whole`, `ranges` or `no`.
         weights: the file of each part of the plan, in its order.
         files: every file but the manifest, by path.
+        losses: tensor -> values that rounding made infinite or saturated, and those that it made 0; only
+            where there are any.
         text: the manifest as JSON values.
     """
 
@@ -53,6 +55,7 @@ class Mirror:
     verified: Mapping[str, str]
     weights: tuple[FileEntry, ...]
     files: Mapping[str, FileEntry]
+    losses: Mapping[str, tuple[int, int]]
     text: Mapping[str, Any]
 
 
@@ -85,10 +88,14 @@ def _mirror(text: Mapping[str, Any]) -> Mirror:
     recipes: list[Recipe] = []
     parts: list[Part] = []
     entries: list[FileEntry] = []
+    losses: dict[str, tuple[int, int]] = {}
     for name, value in _object(text.get("tensors"), "tensors").items():
         where = f"tensor `{shorten(name)}`"
         recipe = _recipe(name, _object(value, where), weights, where)
         recipes.append(recipe)
+        if "losses" in value:
+            lost = _object(value["losses"], f"losses of {where}")
+            losses[name] = _size(lost.get("overflow"), where), _size(lost.get("underflow"), where)
         for part, entry in _parts(recipe, len(recipes) - 1, value, listed, where):
             parts.append(part)
             entries.append(entry)
@@ -107,7 +114,7 @@ def _mirror(text: Mapping[str, Any]) -> Mirror:
         _object(text.get("packed", {}), "packed"),
         _string(_object(text.get("generator"), "generator").get("version"), "generator.version"),
     )
-    return Mirror(plan, digests, verified, tuple(entries[i] for i in order), listed, text)
+    return Mirror(plan, digests, verified, tuple(entries[i] for i in order), listed, losses, text)
 
 
 def _numbered(part: Part, index: int) -> Part:

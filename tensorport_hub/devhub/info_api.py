@@ -171,7 +171,7 @@ def commits(call: Call) -> web.Response:
             "id": row.oid,
             "title": row.title,
             "message": row.message,
-            "authors": [{"user": row.author, "avatar": ""}],
+            "authors": [{"user": row.author, "avatar": ""}] if row.author else [],
             "date": row.created_at,
             **({"formatted": {"title": row.title, "message": row.message}} if formatted else {}),
         }

@@ -16,12 +16,9 @@ from time import monotonic
 
 from tensorport_hub.core import journal
 from tensorport_hub.core.journal import Entry, MadePart, Progress
-from tensorport_hub.edge.hub_work import Work
+from tensorport_hub.edge.hub_work import COMMIT_FILES, Work
 from tensorport_hub.errors import DestinationError, TensorportError
 from tensorport_hub.ports import Receipt, Report, Saved
-
-COMMIT_FILES = 1000
-"""Files that one commit to the Hub holds: it must end within 60 seconds."""
 
 _MINUTES = 15
 _COMMITS_AN_HOUR = 90

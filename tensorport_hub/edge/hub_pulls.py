@@ -96,12 +96,17 @@ class PullRequests:
         """Merge one; the commit that it made. An answer that was lost is looked up.
 
         Raises:
-            DestinationError: it can't be merged, or was closed.
+            DestinationError: it was closed, or can't be merged.
         """
         for failures in range(1, ATTEMPTS + 1):
             found = self.look_up(num)
             if found.merge_commit:
                 return found.merge_commit
+            if found.status == "closed":
+                raise DestinationError(
+                    f"{self._name(num)} was closed meanwhile",
+                    hint="another run may have been given `--restart`",
+                )
             try:
                 if found.status == "draft":
                     self.set_status(num, "open")
@@ -115,20 +120,23 @@ class PullRequests:
             raise DestinationError(f"{self._name(num)} was not merged: it is {found.status}")
         return found.merge_commit
 
-    def authors(self, revision: str, since: str) -> frozenset[str] | None:
-        """Who wrote the commits of a ref that lie behind the commit `since`; None where it is not in it."""
+    def authors(self, commit: str, since: str) -> frozenset[str] | None:
+        """Who wrote a commit and those before it, back to `since`; None where `since` is not among them.
+
+        A commit whose author the Hub doesn't know counts as `?`'s, which is nobody's name.
+        """
         log = retried(
             lambda: self._client.call(
-                lambda api: api.list_repo_commits(self._repo_id, revision=revision),
-                f"`{revision}` of `{self._repo_id}`",
+                lambda api: api.list_repo_commits(self._repo_id, revision=commit),
+                f"commit `{commit}` of `{self._repo_id}`",
             ),
             self._report,
         )
         found: set[str] = set()
-        for commit in log:
-            if commit.commit_id == since:
+        for entry in log:
+            if entry.commit_id == since:
                 return frozenset(found)
-            found.update(commit.authors)
+            found.update(entry.authors or "?")
         return None
 
     def _name(self, num: int) -> str:

@@ -44,6 +44,7 @@ class HubRef:
     def __init__(self, client: HubClient, state: RepoState, revision: str, report: Report) -> None:
         self.client, self.repo_id, self.revision, self.report = client, state.repo_id, revision, report
         self.closed = threading.Event()
+        self._lost: DestinationError | None = None
         self._take(state)
 
     @classmethod
@@ -77,11 +78,15 @@ class HubRef:
             deleted: paths that go.
 
         Raises:
-            DestinationError: the Hub refuses, or the ref moved meanwhile; nothing has changed.
+            DestinationError: the Hub refuses, or the ref moved meanwhile; nothing has changed. A ref that was
+                found moved once is somebody else's: no later call commits.
         """
         wanted = {r.path: uploaded_content(r) for r in uploaded}
         wanted |= {path: small_content(data) for path, data in small.items()}
+        deleted = frozenset(deleted)
         for failures in range(1, ATTEMPTS + 1):
+            if self._lost is not None:
+                raise DestinationError(self._lost.message, hint=self._lost.hint)
             changed = {path for path, content in wanted.items() if self.files.get(path) != content}
             gone = sorted(path for path in deleted if path in self.files)
             if not changed and not gone:
@@ -97,10 +102,12 @@ class HubRef:
                     message=message,
                 )
             except TensorportError as error:
-                if not error.transient or failures == ATTEMPTS:
+                if not (error.transient or failures > 1) or failures == ATTEMPTS:
                     raise
-                pause(error, failures, self.report, self.closed)
-                self._look_again(wanted, gone)
+                if error.transient:
+                    pause(error, failures, self.report, self.closed)
+                if not self._has_committed(wanted, gone) and not error.transient:
+                    raise
                 continue
             self.files |= wanted
             for path in gone:
@@ -123,18 +130,26 @@ class HubRef:
         """A small file that it holds."""
         return retried(lambda: self.client.read_file(self.repo_id, path, self.commit), self.report)
 
-    def _look_again(self, wanted: Mapping[str, Content], gone: Collection[str]) -> None:
-        """After a commit whose outcome is unknown: it may have succeeded, or somebody else came first."""
-        before = self.commit
+    def _has_committed(self, wanted: Mapping[str, Content], gone: Collection[str]) -> bool:
+        """Whether a commit whose answer was lost, now or an attempt before, was made.
+
+        Raises:
+            DestinationError: somebody else's was.
+        """
         state = retried(
             lambda: self.client.repo_state(self.repo_id, self.revision, DestinationError),
             self.report,
             self.closed,
         )
+        if state.commit == self.commit:
+            return False
+        there = HubRef(self.client, state, self.revision, self.report)
+        ours = all(there.files.get(path) == content for path, content in wanted.items())
+        if not ours or not there.files.keys().isdisjoint(gone):
+            self._lost = moved(there, self.commit)
+            raise self._lost
         self._take(state)
-        ours = all(self.files.get(path) == content for path, content in wanted.items())
-        if self.commit != before and not (ours and self.files.keys().isdisjoint(gone)):
-            raise moved(self, before)
+        return True
 
 
 def moved(ref: HubRef, expected: str) -> DestinationError:

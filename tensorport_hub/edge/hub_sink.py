@@ -57,6 +57,7 @@ class HubSink:
         self._transport, self._message, self._report = transport, message, report
         self._offer = offer
         self.journal = journal
+        self._held = {*target.files.values(), *(work.ref.files.values() if work is not None else ())}
         self._slots = threading.Semaphore(writers)
         self._small: dict[str, bytes] = {}
 
@@ -74,8 +75,8 @@ class HubSink:
             raise
 
     def has(self, receipt: Receipt) -> bool:
-        """Whether a checkpoint keeps it, by the Hub's own size and sha256."""
-        return self._work is not None and self._work.ref.files.get(receipt.path) == uploaded_content(receipt)
+        """Whether a checkpoint or the mirror that stands has it, by the Hub's own size and sha256."""
+        return uploaded_content(receipt) in self._held
 
     def put(self, path: str, content: bytes) -> Receipt:
         self._small[path] = content
@@ -130,7 +131,7 @@ class HubSink:
     def discard(self) -> None:
         with suppress(TensorportError):
             if self._work is not None:
-                self._work.close("this plan can't be carried out")
+                self._work.discard("this plan can't be carried out")
 
     def close(self) -> None:
         self._target.closed.set()

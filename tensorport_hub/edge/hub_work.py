@@ -3,8 +3,9 @@
 Readers of `main` see nothing of it. The pull request's description carries the plan's key, by which the next
 run of the same plan finds it, on whatever machine; only one whose author and whose every commit is this
 account's own is continued. Folder `.tensorport/` on the ref holds the journal and says which run writes now;
-the last commit removes it, so a ref without it is complete. A run that begins claims the ref by a commit of
-its own: an earlier run that is still alive finds the ref moved at its next checkpoint, and stops.
+the last commit removes it, so a ref without it is complete. What lies in that folder on the target already is
+no run's, and is believed by none. A run that begins claims the ref by a commit of its own: an earlier run
+that is still alive finds the ref moved at its next checkpoint, and stops for good.
 
 Where the account may not open pull requests, the ref is a branch `tensorport/<key>`, and publishing is one
 commit of pointers on the target.
@@ -14,16 +15,19 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from tensorport_hub.core.plan import dumps
 from tensorport_hub.edge.hub_client import Forbidden
 from tensorport_hub.edge.hub_pulls import PullRequest, PullRequests
-from tensorport_hub.edge.hub_ref import KEPT, HubRef, moved
+from tensorport_hub.edge.hub_ref import KEPT, HubRef, moved, uploaded_content
 from tensorport_hub.edge.retry import ATTEMPTS, pause, retried
 from tensorport_hub.errors import DestinationError, TensorportError
 from tensorport_hub.ports import Receipt, Warned
+
+COMMIT_FILES = 1000
+"""Files that one commit to the Hub holds: it must end within 60 seconds."""
 
 FOLDER = ".tensorport/"
 _RUN = FOLDER + "run.json"
@@ -76,13 +80,22 @@ class Work:
         """Whether everything but the publication is done."""
         return self.ref.commit != self.target.commit and not any(p.startswith(FOLDER) for p in self.ref.files)
 
-    def journals(self) -> list[bytes]:
-        """The journal's files, in order."""
-        return [self.ref.read(path) for path in sorted(filter(_JOURNALS.fullmatch, self.ref.files))]
-
     def claim(self) -> None:
         """From now on this run writes here, and no other."""
-        self.ref.apply(uploaded=[], small=self._run, deleted=[], message="Continue")
+        planted = [
+            path
+            for path, content in self.ref.files.items()
+            if path.startswith(FOLDER) and path != _RUN and self.target.files.get(path) == content
+        ]
+        self.ref.apply(uploaded=[], small=self._run, deleted=planted, message="Continue")
+
+    def journals(self) -> list[bytes]:
+        """The journal's files, in order; of a ref that was claimed."""
+        return [self.ref.read(path) for path in self._journals]
+
+    @property
+    def _journals(self) -> list[str]:
+        return sorted(filter(_JOURNALS.fullmatch, self.ref.files))
 
     def checkpoint(self, receipts: list[Receipt], lines: bytes, message: str) -> None:
         """Keep finished files and what the journal says of them.
@@ -90,8 +103,7 @@ class Work:
         Raises:
             DestinationError: another run has claimed the ref, or the Hub refuses.
         """
-        count = sum(1 for path in self.ref.files if _JOURNALS.fullmatch(path))
-        small = {**self._run, _JOURNAL.format(count + 1): lines}
+        small = {**self._run, _JOURNAL.format(len(self._journals) + 1): lines}
         try:
             self.ref.apply(uploaded=receipts, small=small, deleted=[], message=message)
         except DestinationError as error:
@@ -104,9 +116,21 @@ class Work:
             DestinationError: as `checkpoint`.
         """
         try:
+            self._lighten(receipts, small.keys())
             self.ref.replace(uploaded=receipts, small=small, message=self._request.title)
         except DestinationError as error:
             raise self._taken_over(error) from None
+
+    def _lighten(self, receipts: Sequence[Receipt], small: Collection[str]) -> None:
+        """Where files got other names, or vanished, in greater number than one commit holds: some before."""
+        ref, wanted = self.ref, {receipt.path for receipt in receipts} | set(small)
+        moved = [r for r in receipts if ref.files.get(r.path) != uploaded_content(r)]
+        gone = [path for path in ref.files if path not in wanted | KEPT and not path.startswith(FOLDER)]
+        while len(moved) + len(gone) > COMMIT_FILES // 2:
+            few = moved[:COMMIT_FILES]
+            dropped = gone[: COMMIT_FILES - len(few)]
+            ref.apply(uploaded=few, small=self._run, deleted=dropped, message="Rename files")
+            del moved[: len(few)], gone[: len(dropped)]
 
     def _taken_over(self, error: DestinationError) -> DestinationError:
         if not error.transient and not error.hint:
@@ -148,6 +172,12 @@ class Work:
         assert self.num is not None
         return self._pulls.set_status(self.num, "open")
 
+    def discard(self, comment: str) -> None:
+        """Give it up, unless another run has taken it over."""
+        ref = self.ref
+        if HubRef.of(ref.client, ref.repo_id, ref.revision, ref.report).commit == ref.commit:
+            self.close(comment)
+
     def close(self, comment: str) -> None:
         """Give it up, or tidy up behind a publication."""
         ref = self.ref
@@ -184,19 +214,15 @@ def open_work(target: HubRef, request: Request, *, restart: bool) -> Work:
 def _pull_request(target: HubRef, request: Request, *, restart: bool) -> Work:
     pulls = PullRequests(target.client, target.repo_id, target.report)
     if restart:
-        for found in _carrying(pulls, request):
-            if found.author == request.me:
-                pulls.set_status(found.num, "closed", "given up by `--restart`")
-    own = _own(pulls, target, request, tell=True)
-    if not own:
-        own = _create(pulls, target, request)
-    for extra in own[1:]:
-        pulls.set_status(extra.num, "closed", f"#{own[0].num} is this plan's pull request")
-    ref = HubRef.of(target.client, target.repo_id, own[0].ref, target.report)
-    return Work(target, ref, request, pulls)
+        _close_own(pulls, request, "given up by `--restart`")
+    own = _own(pulls, target, request, tell=True) or _create(pulls, target, request)
+    first, *others = own
+    for num in others:
+        pulls.set_status(num, "closed", f"#{first} is this plan's pull request")
+    return Work(target, own[first], request, pulls)
 
 
-def _create(pulls: PullRequests, target: HubRef, request: Request) -> list[PullRequest]:
+def _create(pulls: PullRequests, target: HubRef, request: Request) -> dict[int, HubRef]:
     """Open one, and look: another run may have begun at the same time, and an answer may be lost."""
     for failures in range(1, ATTEMPTS + 1):
         try:
@@ -208,26 +234,38 @@ def _create(pulls: PullRequests, target: HubRef, request: Request) -> list[PullR
         own = _own(pulls, target, request, tell=False)
         if own:
             return own
+        now = HubRef.of(target.client, target.repo_id, target.revision, target.report)
+        if now.commit != target.commit:
+            _close_own(pulls, request, "the target moved meanwhile")
+            raise moved(now, target.commit)
     raise DestinationError(f"a pull request on `{target.repo_id}` was opened, but is not listed")
 
 
-def _own(pulls: PullRequests, target: HubRef, request: Request, *, tell: bool) -> list[PullRequest]:
-    """This account's open pull requests of the plan; with `tell` those of others are named.
+def _close_own(pulls: PullRequests, request: Request, comment: str) -> None:
+    for found in _carrying(pulls, request):
+        if found.author == request.me:
+            pulls.set_status(found.num, "closed", comment)
+
+
+def _own(pulls: PullRequests, target: HubRef, request: Request, *, tell: bool) -> dict[int, HubRef]:
+    """This account's open pull requests of the plan, by number; with `tell` those of others are named.
 
     Raises:
         DestinationError: one stands on another commit than the target's.
     """
-    own = []
+    own: dict[int, HubRef] = {}
     for found in _carrying(pulls, request):
-        authors = pulls.authors(found.ref, target.commit) if found.author == request.me else frozenset()
+        ref = HubRef.of(target.client, target.repo_id, found.ref, target.report)
+        mine = found.author == request.me
+        authors = pulls.authors(ref.commit, target.commit) if mine else frozenset()
         if authors is None:
             raise DestinationError(
                 f"pull request #{found.num} of `{target.repo_id}` holds an interrupted run, but"
                 f" `{target.revision}` moved since to {target.commit}",
                 hint="`--restart` closes it and begins anew",
             )
-        if found.author == request.me and authors <= {request.me}:
-            own.append(found)
+        if mine and authors <= {request.me}:
+            own[found.num] = ref
         elif tell:
             who = ", ".join(f"`{name}`" for name in sorted({found.author, *authors} - {request.me}))
             target.report(Warned(f"pull request #{found.num} carries this plan, but is by {who}: ignored"))
@@ -269,13 +307,16 @@ def _branch(target: HubRef, request: Request, *, restart: bool) -> Work:
         ),
         report,
     )
-    return Work(target, HubRef.of(client, repo_id, name, report), request, None)
+    made = Work(target, HubRef.of(client, repo_id, name, report), request, None)
+    if not _is_own(made, request):
+        raise DestinationError(f"branch `{name}` of `{repo_id}` is written by others", hint="run again")
+    return made
 
 
 def _is_own(work: Work, request: Request) -> bool:
     """Whether a branch that is there may be continued."""
     ref, target = work.ref, work.target
-    authors = PullRequests(ref.client, ref.repo_id, ref.report).authors(ref.revision, target.commit)
+    authors = PullRequests(ref.client, ref.repo_id, ref.report).authors(ref.commit, target.commit)
     if authors is None:
         raise DestinationError(
             f"branch `{ref.revision}` of `{ref.repo_id}` holds an interrupted run, but `{target.revision}`"

@@ -12,7 +12,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Collection, Sequence
+import stat
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -30,12 +31,21 @@ _JOURNAL = "journal.jsonl"
 class LocalSink:
     """A folder that becomes the mirror, and the journal of how far it is."""
 
-    def __init__(self, target: Path, *, key: str, parts: Collection[int], restart: bool = False) -> None:
+    def __init__(
+        self,
+        target: Path,
+        *,
+        key: str,
+        parts: Collection[int],
+        standing: Mapping[str, str],
+        restart: bool,
+    ) -> None:
         """Stage for `target`.
 
         Args:
             key: names the plan.
             parts: the part numbers that it has.
+            standing: sha256 -> path of what the target holds already.
             restart: give up what an interrupted run of whatever plan left.
 
         Raises:
@@ -46,10 +56,12 @@ class LocalSink:
         self._target = target
         self._work = target.parent / f".{target.name}.tensorport"
         self._out = self._work / "out"
+        self._standing = standing
         self._small: dict[str, Receipt] = {}
         self._keep = True
         try:
-            self._work.mkdir(parents=True, exist_ok=True)
+            self._work.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _check_owner(self._work)
             lock = locked(self._work / "lock")
         except OSError as error:
             raise DestinationError(f"`{target.parent}` can't be written: {error.strerror}") from None
@@ -83,13 +95,19 @@ class LocalSink:
         return LocalWriter(self._out, path, size)
 
     def has(self, receipt: Receipt) -> bool:
-        """Whether the staged file is there, byte for byte: it is hashed."""
-        path = self._out / receipt.path
-        try:
-            same = not path.is_symlink() and path.stat().st_size == receipt.size
-            return same and _sha256(path) == receipt.sha256
-        except OSError:
+        """Whether it is staged, byte for byte: it is hashed. What the target has is linked."""
+        staged, path = self._out / receipt.path, self._standing.get(receipt.sha256)
+        if _holds(staged, receipt):
+            return True
+        if path is None or not _holds(self._target / path, receipt):
             return False
+        try:
+            staged.unlink(missing_ok=True)
+            staged.parent.mkdir(parents=True, exist_ok=True)
+            os.link(self._target / path, staged)
+        except OSError:
+            return False  # no links there: it is made again
+        return True
 
     def put(self, path: str, content: bytes) -> Receipt:
         writer = self.open(path, len(content))
@@ -195,12 +213,29 @@ class LocalWriter:
             self._part.unlink()
 
 
+def _holds(path: Path, receipt: Receipt) -> bool:
+    try:
+        same = not path.is_symlink() and path.stat().st_size == receipt.size
+        return same and _sha256(path) == receipt.sha256
+    except OSError:
+        return False
+
+
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with open(path, "rb", buffering=0) as file:
         while block := file.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _check_owner(folder: Path) -> None:
+    """What another account put where we stage is not continued: its journal would vouch for its own parts."""
+    found, me = folder.lstat(), getattr(os, "geteuid", None)
+    if stat.S_ISDIR(found.st_mode) and (me is None or found.st_uid == me()):
+        return
+    what = "another account's" if stat.S_ISDIR(found.st_mode) else "no folder"
+    raise DestinationError(f"staging folder `{folder}` is {what}", hint="remove it, or choose another folder")
 
 
 def listing(folder: Path, *, hashed: bool) -> list[SourceFile]:

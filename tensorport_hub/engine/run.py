@@ -7,15 +7,15 @@ circle. Held parts hold no blocks but room of their own, which a lane takes for 
 before it feeds one of them: who has room needs no more of it, nor a lane that waits for some. The first error
 stops everything, and is what `run` raises.
 
-What earlier runs finished comes from the journal, as far as the sink still holds it; what this one finishes
-is entered there.
+What earlier runs of the plan finished comes from the journal, as far as the sink still holds it; what this
+one finishes is entered there.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +32,7 @@ from tensorport_hub.engine.part import PartWriter
 from tensorport_hub.engine.reader import Reader
 from tensorport_hub.engine.tiled import Tiled
 from tensorport_hub.engine.witness import Witness
-from tensorport_hub.ports import Event, Journal, Receipt, Report, Resumed, Sink, Source
+from tensorport_hub.ports import Event, Journal, Kept, Receipt, Report, Resumed, Sink, Source
 
 logger = logging.getLogger("tensorport_hub")
 
@@ -56,14 +56,24 @@ class Outcome:
 
 
 def run(
-    plan: Plan, source: Source, sink: Sink, journal: Journal, *, allotment: Allotment, report: Report
+    plan: Plan,
+    source: Source,
+    sink: Sink,
+    journal: Journal,
+    *,
+    inherited: Progress,
+    allotment: Allotment,
+    report: Report,
 ) -> Outcome:
     """Read, decode and write every part of `plan` that the sink does not hold yet; commit nothing.
+
+    Args:
+        inherited: what the journal doesn't know, but the destination may hold of another plan's run.
 
     Raises:
         TensorportError: the first fault, by whose it is; every writer was finished or aborted.
     """
-    return _Run(plan, source, sink, journal, allotment, _safe(report)).run()
+    return _Run(plan, source, sink, journal, inherited, allotment, _safe(report)).run()
 
 
 def _safe(report: Report) -> Report:
@@ -83,14 +93,17 @@ class _Run:
         source: Source,
         sink: Sink,
         journal: Journal,
+        inherited: Progress,
         allotment: Allotment,
         report: Report,
     ) -> None:
         self._plan, self._source, self._allotment, self._report = plan, source, allotment, report
         self._journal = journal
         self._stop = StopFlag()
-        self._held, self._digests = _held(plan, sink, journal.progress)
-        self._left = remaining(plan, Progress(self._held, self._digests))
+        self._held = _held(plan, sink, journal.progress)
+        self._kept = _held(plan, sink, inherited, beside=self._held)
+        self._digests = {**inherited.files, **journal.progress.files}
+        self._left = remaining(plan, Progress({**self._held, **self._kept}, self._digests))
         self._schedule = Schedule(
             plan, self._left, block=allotment.block, keep=allotment.keep, room=allotment.room
         )
@@ -104,7 +117,10 @@ class _Run:
 
     def run(self) -> Outcome:
         if self._held:
-            self._report(Resumed(len(self._held), sum(made.size for made in self._held.values())))
+            self._report(Resumed(*_count(self._held)))
+        if self._kept:
+            self._report(Kept(*_count(self._kept)))
+            self._held |= self._kept
         lanes = ThreadPoolExecutor(self._allotment.lanes, thread_name_prefix="lane")
         walks: list[Future[None]] = []
         try:
@@ -203,16 +219,20 @@ class _Run:
             self._room.give(run.holds)
 
 
-def _held(plan: Plan, sink: Sink, progress: Progress) -> tuple[dict[int, MadePart], dict[str, str]]:
-    """What the sink still holds of the parts that the journal knows, and the digests that it knows."""
-    parts = {
+def _held(plan: Plan, sink: Sink, progress: Progress, *, beside: Collection[int] = ()) -> dict[int, MadePart]:
+    """What the sink still holds of the parts that an earlier run finished, but for those in `beside`."""
+    return {
         part.index: made
         for part in plan.parts
-        if (made := progress.parts.get(part.index)) is not None
+        if part.index not in beside
+        and (made := progress.parts.get(part.index)) is not None
         and made.size == part.size
         and sink.has(_receipt(part, made))
     }
-    return parts, dict(progress.files)
+
+
+def _count(made: Mapping[int, MadePart]) -> tuple[int, int]:
+    return len(made), sum(one.size for one in made.values())
 
 
 def _receipt(part: Part, made: MadePart) -> Receipt:

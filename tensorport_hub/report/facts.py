@@ -75,6 +75,8 @@ def of_mirror(
     source, totals = manifest["source"], manifest["totals"]
     rate = stats.bytes_read / stats.seconds if stats.seconds and stats.bytes_read else 0.0
     state = "unchanged" if not result.changed else "offered" if result.pr_url else "published"
+    there = stats.parts_kept + stats.parts_resumed
+    kept = f", {there:,} files were there already" if there else ""
     tiles = {
         "parameters": f"{totals['parameters']:,}",
         "tensors": f"{totals['tensors']:,}",
@@ -88,7 +90,7 @@ def of_mirror(
     name, pin = source["repo"] or "a folder", "commit" if source["repo"] else "headers with digest"
     return Facts(
         title=f"{name} → {result.destination}",
-        subtitle=f"{state}, made from {pin} {source['revision']}",
+        subtitle=f"{state}, made from {pin} {source['revision']}{kept}",
         version=manifest["generator"]["version"],
         links=_links(endpoint, source["repo"], source["revision"])
         | {

@@ -47,6 +47,19 @@ def test_requests_are_those_of_a_run(hub: DevHub, options: dict[str, object]) ->
     assert seen.files == len([path for path in hub.files("me/tiny", revision) if path != ".gitattributes"])
 
 
+def test_what_is_kept_costs_nothing(hub: DevHub) -> None:
+    """After the source moved, only what is made anew is asked for, sent and waited for."""
+    hub.add_repo(SOURCE, MODEL)
+    first = plan(SOURCE, "me/tiny", transfer="lfs", rate="1MB/s").forecast
+    mirror(SOURCE, "me/tiny", transfer="lfs")
+    hub.add_repo(SOURCE, {"README.md": b"---\nlicense: mit\n---\n\n# other words\n"})
+    again = plan(SOURCE, "me/tiny", transfer="lfs", rate="1MB/s").forecast
+    assert first is not None
+    assert again is not None
+    assert (again.seconds, again.requests["commits"]) == ((0, 0), 1)
+    assert again.requests["api"] < 20 < first.requests["api"]
+
+
 def test_windows_are_the_accounts(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The Hub's own windows count, and what does not fit them is waited for in the forecast."""
     with DevHub(tmp_path / "small", rate_limits={"api": 60}, rate_window=5) as small:

@@ -1,11 +1,9 @@
-"""Runs to the Hub that are interrupted, continued, raced, or disturbed by others."""
+"""Runs to the Hub that are interrupted and continued."""
 
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,97 +12,34 @@ import pytest
 from huggingface_hub import HfApi
 from safetensors.numpy import save
 
-from tensorport_hub import mirror, plan
+from tensorport_hub import mirror
 from tensorport_hub.devhub import DevHub, Fault
 from tensorport_hub.edge import retry
 from tensorport_hub.engine import part
 from tensorport_hub.errors import DestinationError, TensorportError
-from tensorport_hub.ports import Event, Resumed, Saved, Warned
-from tensorport_hub.results import MirrorResult
+from tensorport_hub.ports import Event, Resumed, Saved
+from tests.e2e.interrupted import (
+    EVERY,
+    FILES,
+    MODEL,
+    SOURCE,
+    TARGET,
+    TENSORS,
+    WEIGHTS,
+    interrupted,
+    key,
+    pulls,
+    read_bytes,
+    run,
+    warnings,
+)
 from tests.e2e.reading import contents
-
-SOURCE, TARGET = "st/model", "me/model-npy"
-EVERY = 300_000
-"""Bytes between checkpoints: about three tensors."""
-FILES, TENSORS = 4, 6
 
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retry, "_FIRST", 0.01)
     monkeypatch.setattr(part, "_PAUSE", 0.01)
-
-
-def model() -> dict[str, bytes]:
-    """Four files of six tensors of 100 kB, an index, a configuration and a card."""
-    rng = np.random.default_rng(0)
-    files, weight_map = {}, {}
-    for number in range(FILES):
-        name = f"model-{number + 1:05d}-of-{FILES:05d}.safetensors"
-        tensors = {
-            f"layers.{number}.w{i}": rng.standard_normal((250, 100), np.float32) for i in range(TENSORS)
-        }
-        files[name] = save(tensors)
-        weight_map |= dict.fromkeys(tensors, name)
-    index = {"metadata": {}, "weight_map": weight_map}
-    card = "---\nlicense: mit\n---\n\n# Model\n"
-    return {
-        **files,
-        "model.safetensors.index.json": json.dumps(index).encode(),
-        "config.json": b"{}\n",
-        "README.md": card.encode(),
-    }
-
-
-MODEL = model()
-WEIGHTS = sum(len(data) for path, data in MODEL.items() if path.endswith(".safetensors"))
-
-
-@pytest.fixture
-def seeded(hub: DevHub) -> DevHub:
-    hub.add_repo(SOURCE, MODEL)
-    return hub
-
-
-def run(target: str = TARGET, events: list[Event] | None = None, **options: Any) -> MirrorResult:
-    """A mirror by checkpoints."""
-    given = {"checkpoint_every": EVERY, "transfer": "lfs", "workers": 2, **options}
-    return mirror(SOURCE, target, on_event=events.append if events is not None else None, **given)
-
-
-@pytest.fixture
-def undisturbed(seeded: DevHub) -> dict[str, bytes]:
-    """What a run makes that nobody disturbs."""
-    run("me/undisturbed")
-    return contents(seeded, "me/undisturbed")
-
-
-def interrupted(hub: DevHub, *, uploads: int = 8, **options: Any) -> None:
-    """A run whose uploads are refused after so many."""
-    fault = Fault("status", "PUT", "cdn", status=403, after=uploads, times=None)
-    hub.faults.add(fault)
-    with pytest.raises(DestinationError):
-        run(**options)
-    hub.faults.clear()
-
-
-def pulls(client: HfApi, target: str = TARGET) -> dict[int, str]:
-    """Number -> status of all pull requests."""
-    return {d.num: d.status for d in client.get_repo_discussions(target, discussion_type="pull_request")}
-
-
-def warnings(events: list[Event]) -> list[str]:
-    return [event.message for event in events if isinstance(event, Warned)]
-
-
-def key() -> str:
-    """The fingerprint of the plan."""
-    return plan(SOURCE, TARGET, checkpoint_every=EVERY).plan.fingerprint
-
-
-def read_bytes(hub: DevHub) -> int:
-    """Bytes of weights that the storage handed out."""
-    return sum(s.bytes_out for s in hub.seen if s.origin == "cdn" and s.method == "GET")
 
 
 class TestContinued:
@@ -235,131 +170,6 @@ class TestContinued:
         result = mirror("st/tiny", "me/tiny", **options)
         assert result.losses == {"w": (0, 25_000)}
         assert contents(seeded, "me/tiny") == contents(seeded, "me/whole")
-
-
-class TestOthers:
-    """Strangers, rivals, and a destination that moves."""
-
-    @pytest.fixture
-    def mallory(self, seeded: DevHub) -> HfApi:
-        return HfApi(endpoint=seeded.endpoint, token=seeded.add_user("mallory"))
-
-    def test_a_strangers_pull_request_is_ignored(
-        self, seeded: DevHub, client: HfApi, mallory: HfApi, undisturbed: dict[str, bytes]
-    ) -> None:
-        """Our fingerprint, parts and a journal, by somebody else: named, never continued, never merged."""
-        client.create_repo(TARGET)
-        path = next(path for path in undisturbed if path.endswith("w0.npy"))
-        planted = mallory.create_commit(
-            TARGET,
-            operations=[_add(path, b"tampered" * 100), _add(".tensorport/run.json", b"{}")],
-            commit_message="Mirror st/model",
-            commit_description=f"Plan: `{key()}`",
-            create_pr=True,
-        )
-        assert planted.pr_num == 1
-        events: list[Event] = []
-        run(events=events)
-        assert pulls(client) == {1: "open", 2: "merged"}
-        assert any("#1" in text and "mallory" in text for text in warnings(events))
-        assert contents(seeded, TARGET) == undisturbed
-
-    def test_a_pull_request_that_others_pushed_to_is_ignored(
-        self, seeded: DevHub, client: HfApi, undisturbed: dict[str, bytes]
-    ) -> None:
-        """Our own pull request, but with a commit by another member of the organization."""
-        ours, rival = (seeded.add_user(name, orgs={"lab": "write"}) for name in ("me", "rival"))
-        target = "lab/model-npy"
-        fault = Fault("status", "PUT", "cdn", status=403, after=8, times=None)
-        seeded.faults.add(fault)
-        with pytest.raises(DestinationError):
-            run(target, token=ours)
-        seeded.faults.clear()
-        other = HfApi(endpoint=seeded.endpoint, token=rival)
-        path = next(path for path in seeded.files(target, "refs/pr/1") if path.endswith(".npy"))
-        other.create_commit(target, [_add(path, b"x" * 100)], commit_message="help", revision="refs/pr/1")
-        events: list[Event] = []
-        run(target, events, token=ours)
-        assert any("`rival`" in text for text in warnings(events))
-        assert contents(seeded, target) == undisturbed
-
-    def test_two_creations_leave_one(self, seeded: DevHub, client: HfApi) -> None:
-        """Of several pull requests of ours for one plan the lowest number is continued, the rest closed."""
-        client.create_repo(TARGET)
-        for _ in range(3):
-            client.create_pull_request(TARGET, "Mirror st/model", description=f"x\n\nPlan: `{key()}`\n")
-        run()
-        assert pulls(client) == {1: "merged", 2: "closed", 3: "closed"}
-
-    def test_two_runs_at_once_end_in_one_mirror(
-        self, seeded: DevHub, client: HfApi, undisturbed: dict[str, bytes]
-    ) -> None:
-        """The later takes over; the earlier stops with error 5, or both find it done."""
-
-        def one() -> str:
-            try:
-                run(workers=1)
-            except DestinationError as error:
-                return error.message
-            return ""
-
-        with ThreadPoolExecutor(2) as both:
-            ends = [both.submit(one) for _ in range(2)]
-            said = [end.result() for end in ends]
-        assert "" in said
-        assert contents(seeded, TARGET) == undisturbed
-        assert sorted(pulls(client).values()).count("merged") == 1
-        assert not [status for status in pulls(client).values() if status in ("open", "draft")]
-
-    def test_the_earlier_run_stops_at_its_next_checkpoint(
-        self, seeded: DevHub, client: HfApi, undisturbed: dict[str, bytes]
-    ) -> None:
-        """A run that sleeps while another one finishes finds the ref claimed: 412, exit 5, nothing broken."""
-        resume = threading.Event()
-        held = threading.Event()
-
-        def hold(event: Event) -> None:
-            if isinstance(event, Saved) and not held.is_set():
-                held.set()
-                resume.wait(60)
-
-        with ThreadPoolExecutor(1) as pool:
-            early = pool.submit(mirror, SOURCE, TARGET, checkpoint_every=EVERY, transfer="lfs", on_event=hold)
-            assert held.wait(60)
-            run()
-            resume.set()
-            with pytest.raises(DestinationError) as caught:
-                early.result()
-        assert caught.value.exit_code == 5
-        assert pulls(client) == {1: "merged"}
-        assert contents(seeded, TARGET) == undisturbed
-
-    def test_a_destination_that_moved_is_not_overwritten(self, seeded: DevHub, client: HfApi) -> None:
-        """A commit on `main` since the interrupted run began: error 5; `restart` stands on the new state."""
-        interrupted(seeded)
-        seeded.add_repo(TARGET, {".gitattributes": b"*.npy filter=lfs\n"}, message="meanwhile")
-        with pytest.raises(DestinationError, match="moved") as caught:
-            run()
-        assert "--restart" in caught.value.hint
-        run(restart=True)
-        assert pulls(client) == {1: "closed", 2: "merged"}
-
-    def test_a_destination_that_moves_during_the_run(self, seeded: DevHub, client: HfApi) -> None:
-        """Somebody's commit on `main` while we work: nothing is merged over it."""
-
-        def meanwhile(event: Event) -> None:
-            if isinstance(event, Saved) and "theirs.txt" not in seeded.files(TARGET):
-                seeded.add_repo(TARGET, {"theirs.txt": b"theirs"}, message="meanwhile")
-
-        with pytest.raises(DestinationError, match="moved meanwhile"):
-            mirror(SOURCE, TARGET, checkpoint_every=EVERY, transfer="lfs", on_event=meanwhile)
-        assert sorted(seeded.files(TARGET)) == [".gitattributes", "theirs.txt"]
-
-
-def _add(path: str, content: bytes) -> Any:
-    from huggingface_hub import CommitOperationAdd
-
-    return CommitOperationAdd(path, content)
 
 
 class TestWays:

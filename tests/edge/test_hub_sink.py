@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import pytest
 from huggingface_hub import HfApi
@@ -12,6 +13,7 @@ from tensorport_hub.edge import retry
 from tensorport_hub.edge.http import Http
 from tensorport_hub.edge.hub_client import HubClient
 from tensorport_hub.edge.hub_lfs import LfsSession
+from tensorport_hub.edge.hub_pulls import PullRequests
 from tensorport_hub.edge.hub_ref import HubRef
 from tensorport_hub.edge.hub_sink import HubSink
 from tensorport_hub.edge.hub_xet import XetSession
@@ -158,3 +160,52 @@ def test_small_files_the_hub_wants_as_lfs(hub: DevHub) -> None:
     assert files["tokenizer.model"][1] is not None
     assert files["config.json"][1] is None
     assert hub.read("me/mirror", "tokenizer.model") == b"\0binary" * 100
+
+
+def test_a_commit_that_arrives_late_is_found(hub: DevHub) -> None:
+    """It times out, isn't there when it is looked up, and then is: the next attempt is refused, and that it
+    was made is seen."""
+
+    class Slow(HubClient):
+        asked = 0
+
+        def commit(self, *args: Any, **options: Any) -> str:
+            self.asked += 1
+            if self.asked == 1:
+                raise DestinationError("timed out", transient=True)
+            if self.asked == 2:
+                super().commit(*args, **options)
+            return super().commit(*args, **options)
+
+    client = Slow(endpoint=hub.endpoint, token=hub.token)
+    client.create_repo("me/mirror", private=False)
+    hub.add_repo("me/mirror", {"old": b"0"}, message="Before")
+    ref = HubRef.of(client, "me/mirror", "main", lambda event: None)
+    assert ref.apply(uploaded=[], small={"a": b"1"}, deleted=["old"], message="Once")
+    assert client.asked == 2
+    assert [commit.title for commit in hub.commits("me/mirror")] == ["Once", "Before", "initial commit"]
+    assert ref.commit == hub.commits("me/mirror")[0].oid
+
+
+def test_a_ref_that_moved_is_lost_for_good(hub: DevHub) -> None:
+    """After somebody else's commit is found behind a lost answer, no later one is sent."""
+    client = HubClient(endpoint=hub.endpoint, token=hub.token)
+    client.create_repo("me/mirror", private=False)
+    ref = HubRef.of(client, "me/mirror", "main", lambda event: None)
+    hub.add_repo("me/mirror", {"theirs": b"2"})
+    hub.faults.add(Fault("status", "POST", "hub", "*/commit/*", status=503))
+    for _ in range(2):
+        with pytest.raises(DestinationError, match="moved meanwhile"):
+            ref.apply(uploaded=[], small={"a": b"1"}, deleted=[], message="Over it")
+    assert "a" not in hub.files("me/mirror")
+
+
+def test_a_closed_pull_request_is_not_merged(hub: DevHub) -> None:
+    """Whoever closed it meant it: an error, and no commit publishes instead."""
+    client = HubClient(endpoint=hub.endpoint, token=hub.token)
+    client.create_repo("me/mirror", private=False)
+    pulls = PullRequests(client, "me/mirror", lambda event: None)
+    num = pulls.create("Mirror", "")
+    pulls.set_status(num, "closed")
+    with pytest.raises(DestinationError, match="closed meanwhile"):
+        pulls.merge(num)

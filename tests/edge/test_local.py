@@ -35,7 +35,7 @@ def write_files(root: Path, files: Mapping[str, bytes]) -> Path:
 
 def open_sink(target: Path, *, key: str = "k", restart: bool = False) -> LocalSink:
     """A sink for a plan of ten parts."""
-    return LocalSink(target, key=key, parts=range(10), restart=restart)
+    return LocalSink(target, key=key, parts=range(10), standing={}, restart=restart)
 
 
 def files_of(root: Path) -> dict[str, bytes]:
@@ -200,6 +200,24 @@ class TestSinkFolder:
         sink = open_sink(tmp_path / "out")
         sink.commit([_write(sink, "a.npy", b"abc")])
         assert files_of(tmp_path / "out") == {"a.npy": b"abc"}
+
+    def test_staging_of_another_account_is_refused(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its journal would vouch for its own parts; a link would lead elsewhere."""
+        staging, elsewhere = tmp_path / ".out.tensorport", tmp_path / "elsewhere"
+        elsewhere.mkdir()
+        staging.symlink_to(elsewhere)
+        with pytest.raises(DestinationError, match="is no folder"):
+            open_sink(tmp_path / "out")
+        staging.unlink()
+        staging.mkdir()
+        me = os.geteuid()
+        monkeypatch.setattr(os, "geteuid", lambda: me + 1)
+        with pytest.raises(DestinationError, match="another account's") as caught:
+            open_sink(tmp_path / "out")
+        assert "choose another folder" in caught.value.hint
+        assert list(elsewhere.iterdir()) == list(staging.iterdir()) == []
 
     @pytest.mark.parametrize("had", ["nothing", "empty", "mirror"])
     def test_failed_run_leaves_nothing_behind(self, tmp_path: Path, had: str) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import numpy as safetensors_numpy
 
+from tensorport_hub.core.journal import Progress
 from tensorport_hub.core.plan import Options, Plan, lay_out
 from tensorport_hub.core.recipe import recipes
 from tensorport_hub.engine import Outcome, run
@@ -198,10 +199,19 @@ def run_plan(
     given: Allotment | None = None,
     report: Callable[[Event], object] = lambda event: None,
     journal: MemoryJournal | None = None,
+    inherited: Progress = Progress(),  # noqa: B008 (frozen)
 ) -> Outcome:
     """Run with a small allotment."""
 
     def call(event: Event) -> None:
         report(event)
 
-    return run(plan, source, sink, journal or MemoryJournal(), allotment=given or allotment(), report=call)
+    return run(
+        plan,
+        source,
+        sink,
+        journal or MemoryJournal(),
+        inherited=inherited,
+        allotment=given or allotment(),
+        report=call,
+    )

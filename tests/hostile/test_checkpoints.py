@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from functools import cache
 from typing import Any
 
@@ -64,7 +65,10 @@ def survives(held: dict[str, bytes]) -> None:
         assert all(line.isprintable() for line in failure.message.splitlines())
 
 
-SETTINGS = settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+EXAMPLES = int(os.environ.get("HOSTILE_EXAMPLES", "250"))
+"""Damaged checkpoints that each test tries."""
+
+SETTINGS = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @SETTINGS
