@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from time import monotonic
@@ -16,6 +17,8 @@ from tensorport_hub.ports import (
     Resumed,
     Warned,
 )
+
+logger = logging.getLogger("tensorport_hub")
 
 _MOMENTS = 512
 
@@ -43,7 +46,7 @@ class Pace:
 
 
 class Meter:
-    """Counts what a run reports, and passes it on."""
+    """Counts what a run reports, and passes it on; what the callback raises is logged, and ends there."""
 
     def __init__(self, on_event: Callable[[Event], object] | None) -> None:
         self._on_event = on_event
@@ -71,8 +74,12 @@ class Meter:
                     self.warnings.append(message)
             if isinstance(event, BytesRead | BytesWritten):
                 self._pace.add(self.bytes_read, self.bytes_written)
-        if self._on_event is not None:
+        if self._on_event is None:
+            return
+        try:
             self._on_event(event)
+        except Exception:
+            logger.exception("the report callback raised on %r", event)
 
     def moments(self) -> list[tuple[float, int, int]]:
         """Seconds, bytes read and bytes written over the run; empty where there were none."""

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import replace
 
 from tensorport_hub import probe
-from tensorport_hub.core import card, forecast, manifest
+from tensorport_hub.core import forecast
 from tensorport_hub.core.forecast import Forecast, Rate, Window
 from tensorport_hub.core.location import HubLocation
 from tensorport_hub.core.size import parse_size
@@ -52,19 +52,19 @@ def outlook(
 
 
 def _forecast(job: Job, publication: Publication, result: PlanResult, rate: Rate | None) -> Forecast:
-    small = [carried.path for carried in job.survey.carried]
-    paths = [*(part.path for part in job.plan.parts), *small, card.PATH, manifest.PATH]
-    largest = max((part.size for part in job.plan.parts), default=0)
+    paths = job.paths
+    small = len(paths) - len(job.plan.outputs)
+    largest = max((file.size for file in job.plan.outputs), default=0)
     requests = Counter[str](api=0, resolvers=0, commits=0)
     from_hub = isinstance(job.location, HubLocation)
     to_hub = isinstance(job.destination, HubDestination)
     if from_hub:
-        requests.update(forecast.source_requests(len(job.plan.files), len(small) + 2))
+        requests.update(forecast.source_requests(len(job.plan.files), len(job.survey.carried) + 2))
     if to_hub and not result.standing:
         requests.update(
             forecast.destination_requests(
                 parts=result.parts - result.parts_kept,
-                small=len(small) + 2,
+                small=small,
                 checkpoints=result.checkpoints,
                 pull=publication.create_pr,
                 lfs=publication.transfer == "lfs",

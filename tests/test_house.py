@@ -36,6 +36,7 @@ FLOORS = {
     "files": 5,
     "lazy": 6,
     "hub_destination": 6,
+    "asked": 6,
     "job": 7,
     "audit": 7,
     "outlook": 7.5,

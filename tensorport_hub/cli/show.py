@@ -48,9 +48,17 @@ def manifest_place(result: MirrorResult) -> str:
 def plan_json(result: PlanResult) -> dict[str, Any]:
     """What `plan --json` prints: the numbers, and every file with its size."""
     shown = {f.name: getattr(result, f.name) for f in fields(result) if f.name not in ("plan", "forecast")}
-    shown["forecast"] = asdict(result.forecast) if result.forecast is not None else None
-    files = [{"path": part.path, "size": part.size} for part in result.plan.parts]
-    return {**shown, "revision": result.plan.commit, "fingerprint": result.plan.fingerprint, "files": files}
+    files = [{"path": file.path, "size": file.size} for file in result.plan.outputs]
+    plan = result.plan
+    return {
+        **shown,
+        "forecast": asdict(result.forecast) if result.forecast is not None else None,
+        "revision": plan.commit,
+        "fingerprint": plan.fingerprint,
+        "formats": plan.options.formats,
+        "experts": plan.options.experts,
+        "files": files,
+    }
 
 
 def mirror_text(result: MirrorResult) -> str:
@@ -92,6 +100,7 @@ def plan_text(result: PlanResult) -> str:
             f"{format_size(result.bytes_again)} ({share:.1f} %), forced by order or by the memory cap",
         ),
         ("writes", f"{format_size(result.bytes_out)} in {result.parts:,} files, {result.shards} shards"),
+        ("formats", _formats(result)),
         ("tensors", f"{result.tensors:,} with {result.parameters:,} parameters"),
         ("publishes", _publication(result)),
         ("memory", f"at most {format_size(result.memory)}"),
@@ -148,6 +157,13 @@ def _span(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _formats(result: PlanResult) -> str:
+    options = result.plan.options
+    stacked = ", experts stacked" if options.experts == "stacked" else ""
+    together = ", decoded and written one tensor after another" if result.plan.is_ordered else ""
+    return ", ".join(options.formats) + stacked + together
 
 
 def _publication(result: PlanResult) -> str:

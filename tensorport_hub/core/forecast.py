@@ -109,7 +109,7 @@ def destination_requests(
         pull: a pull request is left open.
         lfs: each part is asked for and confirmed by itself; by Xet they are not.
     """
-    api = 8 + ceil(max(small, 1) / _PREUPLOAD_FILES) + (2 * parts if lfs else 1)
+    api = 10 + ceil(max(small, 1) / _PREUPLOAD_FILES) + (2 * parts if lfs else 1)
     commits = 1
     if pull or checkpoints is not None:
         commits = 2 + (checkpoints or 0)

@@ -9,6 +9,7 @@ from math import prod
 from typing import Any
 
 from tensorport_hub.core.size import format_size
+from tensorport_hub.core.tensor import DTYPES
 from tensorport_hub.report.cells import Tensor
 from tensorport_hub.results import Inspection, MirrorResult
 
@@ -163,7 +164,7 @@ def _mirrored(name: str, tensor: Mapping[str, Any]) -> Tensor:
         name,
         _kind(tensor["decoder"]["scheme"], stored, tensor["dtype"]),
         tuple(tensor["shape"]),
-        sum(part["size"] for part in tensor["stored"]),
+        -(-prod(tensor["shape"]) * DTYPES[tensor["dtype"]].nbits // 8),
         prod(tensor["shape"]),
         f"{lost['overflow']:,} overflowed, {lost['underflow']:,} became 0" if lost else "",
     )

@@ -87,6 +87,16 @@ def test_mirror_writes_a_page(hub: DevHub, gptoss: Path, tmp_path: Path) -> None
     assert not [path for path in hub.files("me/tiny") if "report" in path]
 
 
+def test_other_formats_are_drawn_alike(gptoss: Path, tmp_path: Path) -> None:
+    """Tensors that share a file have their own sizes; every file or folder of a format is a shard."""
+    words = {"precision": "float32", "format": ["numpy-direct", "msgpack"]}
+    mirror(str(gptoss), str(tmp_path / "out"), report=tmp_path / "page.html", **words)
+    read = plain((tmp_path / "page.html").read_text())
+    assert "2 shards of at most" in read.text
+    assert "147.46 kB" in read.text
+    assert "86.03 kB" in read.text
+
+
 def test_the_command_line_writes_it_too(gptoss: Path, tmp_path: Path) -> None:
     """`convert --report` and `inspect --report`, of a folder, without a Hub and without a link."""
     words = ["--input", str(gptoss), "--output", str(tmp_path / "out"), "-q"]
