@@ -7,20 +7,23 @@ those of the command line; names common to Hub libraries (`revision`, `token`, `
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any
 
-from tensorport_hub import asked
+from tensorport_hub import asked, pages
 from tensorport_hub.audit import Audit
 from tensorport_hub.core.journal import Progress
 from tensorport_hub.core.mirror import Mirror
 from tensorport_hub.edge.local import parse_folder
+from tensorport_hub.edge.page import Page
 from tensorport_hub.engine import run
 from tensorport_hub.errors import CheckpointError, LossError, UseError
 from tensorport_hub.job import Job, Limits
 from tensorport_hub.meter import Meter
+from tensorport_hub.outlook import outlook, parse_rate
 from tensorport_hub.ports import Committed, Event, Planned, Published
 from tensorport_hub.reading import Reading
 from tensorport_hub.results import Inspection, MirrorResult, PlanResult, Verification
@@ -55,6 +58,7 @@ def mirror(
     create_pr: bool = False,
     branch: str | None = None,
     commit_message: str | None = None,
+    report: str | os.PathLike[str] | None = None,
     token: str | None = None,
     on_event: Callable[[Event], object] | None = None,
 ) -> MirrorResult:
@@ -88,6 +92,7 @@ def mirror(
         create_pr: leave an open pull request instead of merging it.
         branch: publish there instead of on `main`.
         commit_message: of the commit, and title of the pull request.
+        report: write an HTML page about the mirror there; where that fails at the end, it is a warning.
         token: for source and destination; by default the one that you are logged in with.
         on_event: called with every event of `tensorport_hub.ports`, from any thread.
 
@@ -98,11 +103,17 @@ def mirror(
     options = asked.options(locals())
     limits, meter = Limits.of(workers, max_memory, large_shards=allow_large_shards), Meter(on_event)
     publication = asked.publication(locals(), options)
+    page = None if report is None else Page(report)
     with Job(source, destination, revision, token, options, limits, publication, meter) as job:
+        if page is not None:
+            pages.refuse_inside(page, job)
         meter(Planned(len(job.plan.outputs), job.schedule.bytes_read(), job.plan.bytes_out))
         made = job.standing() or _carried_out(job)
         meter(Committed(made[1]))
-        return job.result(*made, monotonic() - begun)
+        result = job.result(*made, monotonic() - begun)
+        if page is not None:
+            pages.write_mirror(page, result, job)
+        return result
 
 
 def _carried_out(job: Job) -> tuple[Mirror, Published]:
@@ -159,10 +170,18 @@ def plan(
     checkpoint_every: str | int = "20GB",
     create_pr: bool = False,
     branch: str | None = None,
+    rate: str | int | None = None,
+    probe: bool = False,
+    strict: bool = False,
     token: str | None = None,
     on_event: Callable[[Event], object] | None = None,
 ) -> PlanResult:
-    """Everything that `mirror` does before it reads weights; writes nothing. Arguments as there.
+    """Everything that `mirror` does before it reads weights; writes nothing. Arguments as there, and:
+
+    Args:
+        rate: bytes a second that are to be expected, for a forecast of the time.
+        probe: measure that rate: reads some blocks of the source, 64 MB at most.
+        strict: warnings, and limits that are only recommended, are errors.
 
     Raises:
         TensorportError: what would stop the run.
@@ -170,8 +189,9 @@ def plan(
     options = asked.options(locals())
     limits, meter = Limits.of(workers, max_memory, large_shards=allow_large_shards), Meter(on_event)
     publication = asked.publication(locals(), options)
+    expected = parse_rate(rate)
     with Job(source, destination, revision, token, options, limits, publication, meter) as job:
-        return job.preview()
+        return outlook(job, publication, rate=expected, measure=probe, strict=strict)
 
 
 def convert(
@@ -246,15 +266,21 @@ def inspect(
     exclude: Sequence[str] = (),
     subfolder: str | None = None,
     allow_patterns: Sequence[str] = (),
+    report: str | os.PathLike[str] | None = None,
     token: str | None = None,
     on_event: Callable[[Event], object] | None = None,
 ) -> Inspection:
     """What a source holds: tensors, dtypes, schemes, true parameter counts; from headers alone.
 
+    `report` is a file that an HTML page about it is written to.
+
     Raises:
         TensorportError: it can't be read, or holds what is not supported.
     """
     options = asked.options(locals())
-    meter = Meter(on_event)
+    meter, page = Meter(on_event), None if report is None else Page(report)
     with Reading(source, revision, token, options, meter) as reading:
-        return reading.inspection()
+        seen = reading.inspection()
+        if page is not None:
+            pages.write_inspection(page, seen, reading)
+        return seen

@@ -82,7 +82,8 @@ class Job(Reading):
             self.destination = self._destination(given or self._default_destination())
             self._refuse_large_files()
             paths = [file.path for file in self.plan.outputs]
-            self.destination.check(self.plan, [*paths, *small_paths(self.plan, self.survey)])
+            self.paths = [*paths, *small_paths(self.plan, self.survey)]
+            self.destination.check(self.plan, self.paths)
             self.allotment()
             if JAX_PICKLE.name in options.formats:
                 meter(Warned(PICKLE_WARNING))

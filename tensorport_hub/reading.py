@@ -83,6 +83,11 @@ class Reading:
             return self.location.repo_id
         return self.location.path
 
+    @property
+    def endpoint(self) -> str:
+        """The Hub that the source is on; "" for a folder."""
+        return self.client.endpoint if isinstance(self.location, HubLocation) else ""
+
     @cached_property
     def client(self) -> HubClient:
         return HubClient(token=self.token)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tensorport_hub.core.forecast import Forecast
 from tensorport_hub.core.plan import Plan
 from tensorport_hub.core.proof import Fault
 
@@ -69,6 +70,7 @@ class PlanResult:
         bytes_in: source bytes that will be read, those twice included.
         bytes_again: the part of it that order forces to be read a second time.
         parts_kept, bytes_kept: what stands at the destination already, and is neither read nor sent.
+        forecast: limits, requests and time, which `plan` adds.
     """
 
     plan: Plan = field(repr=False)
@@ -91,6 +93,7 @@ class PlanResult:
     memory: int
     disk: int
     warnings: tuple[str, ...]
+    forecast: Forecast | None = None
 
 
 @dataclass(frozen=True)

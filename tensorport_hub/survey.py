@@ -189,8 +189,11 @@ def _weight_files(
 
 
 def _headers(source: Source, files: Sequence[SourceFile]) -> list[Header]:
-    with ThreadPoolExecutor(min(_READERS, max(1, len(files))), thread_name_prefix="header") as readers:
+    readers = ThreadPoolExecutor(min(_READERS, max(1, len(files))), thread_name_prefix="header")
+    try:
         return list(readers.map(lambda file: read_header(source, file), files))
+    finally:
+        readers.shutdown(wait=False, cancel_futures=True)  # an interrupt waits for no silent server
 
 
 def read_header(source: Source, file: SourceFile) -> Header:

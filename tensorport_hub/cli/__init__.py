@@ -8,27 +8,19 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
 import signal
 import sys
-import traceback
-from collections.abc import Sequence
-from types import FrameType
 from typing import Any, NoReturn
 
 import click
 
 from tensorport_hub import __version__
-from tensorport_hub.cli import local, options
+from tensorport_hub.cli import ending, local, options
 from tensorport_hub.errors import TensorportError, VerificationError
 
 
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM came."""
-
-
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(__version__, prog_name="tensorport-hub")
+@click.version_option(__version__)
 def cli() -> None:
     """Mirror a Hugging Face checkpoint as plain arrays: remote, decoded, published."""
 
@@ -42,6 +34,7 @@ def cli() -> None:
 @options.hub
 @options.restart
 @click.option("--commit-message", metavar="TEXT", help="Message of the commit.")
+@options.report
 @options.token
 @options.output
 def mirror(src: str, dst: str | None, **given: Any) -> None:
@@ -60,6 +53,7 @@ def mirror(src: str, dst: str | None, **given: Any) -> None:
 @options.content
 @options.limit
 @options.restart
+@options.report
 @options.token
 @options.output
 def convert(src: str, dst: str, **given: Any) -> None:
@@ -73,10 +67,11 @@ def _mirror(src: str, dst: str | None, given: dict[str, Any]) -> None:
     as_json, quiet = given.pop("as_json"), bool(given["quiet"])
     with _display(given) as show:
         from tensorport_hub import api
+        from tensorport_hub.cli import actions
         from tensorport_hub.cli import show as shown
 
         result = api.mirror(src, dst, on_event=show, **given)
-    shown.step_summary(result)
+    actions.step_results(result)
     if as_json:
         shown.as_json(shown.mirror_json(result))
     elif not quiet:
@@ -90,10 +85,16 @@ def _mirror(src: str, dst: str | None, given: dict[str, Any]) -> None:
 @options.content
 @options.limit
 @options.hub
+@click.option("--rate", metavar="SIZE", help="Bytes a second to expect, for a forecast of the time.")
+@click.option("--probe", is_flag=True, help="Measure that rate: read some blocks, 64 MB at most.")
+@click.option("--strict", is_flag=True, help="Warnings and recommended limits are errors (exit 7).")
 @options.token
 @options.output
 def plan(src: str, dst: str | None, **given: Any) -> None:
-    """Say what `mirror` would do; read no weights, write nothing."""
+    """Say what `mirror` would do; read no weights, write nothing.
+
+    It exits with 0 where a run could begin, else with the code that the run would have ended with.
+    """
     as_json = given.pop("as_json")
     with _display(given) as show:
         from tensorport_hub import api
@@ -110,6 +111,7 @@ def plan(src: str, dst: str | None, **given: Any) -> None:
 @click.argument("src")
 @options.source
 @click.option("--all", "every", is_flag=True, help="List every tensor.")
+@options.report
 @options.token
 @options.output
 def inspect(src: str, every: bool, **given: Any) -> None:
@@ -179,21 +181,21 @@ def _display(given: dict[str, Any]) -> Any:
 def main(argv: list[str] | None = None) -> NoReturn:
     """Run the program and exit with its code."""
     words = sys.argv[1:] if argv is None else argv
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, ending.terminate)
     try:
-        ended = cli.main(words, prog_name="tensorport-hub", standalone_mode=False)
+        ended = cli.main(words, prog_name=ending.program(), standalone_mode=False)
         code = ended if isinstance(ended, int) else 0
     except click.ClickException as error:
         error.show()
         code = error.exit_code
     except TensorportError as error:
         code = error.exit_code
-        _tell(error, words)
+        ending.tell(error, words)
     except click.Abort as error:  # how click passes an interrupt on
-        code = 143 if isinstance(error.__cause__, _Terminated) else 130
+        code = 143 if isinstance(error.__cause__, ending.Terminated) else 130
         click.echo("interrupted: readers see nothing of it", err=True)
         if words[0] in ("mirror", "convert"):
-            click.echo(f"hint: `{_again(words)}` continues", err=True)
+            click.echo(f"hint: `{ending.again(words)}` continues", err=True)
         sys.stderr.flush()
         os._exit(code)  # threads may still wait for a silent server
     except BrokenPipeError:
@@ -201,38 +203,3 @@ def main(argv: list[str] | None = None) -> NoReturn:
         code = 141
     sys.stdout.flush()
     sys.exit(code)
-
-
-def _again(words: Sequence[str]) -> str:
-    """The command that continues an interrupted one; without the token, which belongs on no screen."""
-    kept: list[str] = []
-    hidden = False
-    for word in words:
-        if not hidden and word != "--restart" and not word.startswith("--token="):
-            kept += [] if word == "--token" else [word]
-        hidden = word == "--token"
-    return shlex.join(["tensorport-hub", *kept])
-
-
-def _terminate(_signal: int, _frame: FrameType | None) -> None:
-    raise _Terminated
-
-
-def _tell(error: TensorportError, words: list[str]) -> None:
-    """An error for people on stderr; for programs also on stdout."""
-    if "-v" in words or "--verbose" in words:
-        traceback.print_exception(error)
-    click.echo(f"error: {error.message}", err=True)
-    if error.hint:
-        click.echo(f"hint: {error.hint}", err=True)
-    if "--json" in words:
-        from tensorport_hub.cli.show import as_json
-
-        as_json(
-            {
-                "error": type(error).__name__,
-                "message": error.message,
-                "hint": error.hint,
-                "exit_code": error.exit_code,
-            }
-        )

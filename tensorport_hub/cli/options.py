@@ -116,6 +116,7 @@ hub = _group(
 restart = click.option(
     "--restart/--resume", default=False, help="Begin anew, or continue an interrupted run (--resume)."
 )
+report = click.option("--report", metavar="FILE", help="Write an HTML page about it there.")
 token = click.option("--token", metavar="T", help="Hub token (HF_TOKEN, or `hf auth login`).")
 output = _group(
     click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout at the end."),

@@ -21,6 +21,7 @@ from tensorport_hub.devhub import (
     discussion_api,
     info_api,
     lfs,
+    oauth_api,
     repo_api,
     resolve,
     xet_access,
@@ -37,6 +38,7 @@ REPO = "/api/{kind:models|datasets|spaces}/{ns}/{name}"
 
 ROUTES: list[tuple[str, str, Answer]] = [
     ("GET", "/api/whoami-v2", repo_api.whoami),
+    ("POST", "/oauth/token", oauth_api.exchange),
     ("POST", "/api/validate-yaml", cards.validate),
     ("POST", "/api/repos/create", repo_api.create),
     ("DELETE", "/api/repos/delete", repo_api.delete),
@@ -120,9 +122,11 @@ def _closing(cas: Cas) -> Callable[[web.Application], Awaitable[None]]:
 
 def _call(request: web.Request, body: IO[bytes] | None) -> Call:
     hub = request.app[HUB]
+    account = account_of(hub, request.headers.get("Authorization"))
+    named = request.match_info
     return Call(
         hub,
-        account_of(hub, request.headers.get("Authorization")),
+        account and account.at(f"{named['ns']}/{named['name']}" if "ns" in named else None),
         request.path,
         request.path_qs,
         request.match_info,

@@ -144,6 +144,14 @@ class DevHub:
     def revoke(self, token: str) -> None:
         self._running.accounts.revoke(token)
 
+    def trust(self, repo_id: str, claims: Mapping[str, str]) -> None:
+        """Add a trusted publisher: a CI job with all these claims may write to the repository."""
+        self._running.publishers.trust(repo_id, claims)
+
+    def id_token(self, claims: Mapping[str, str], audience: str) -> str:
+        """What a CI provider would give to a job with these claims."""
+        return self._running.publishers.id_token(claims, audience)
+
     def add_repo(
         self,
         repo_id: str,

@@ -33,6 +33,7 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
+    OIDCError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -82,7 +83,7 @@ class HubClient:
 
     def __init__(self, *, endpoint: str | None = None, token: str | None = None) -> None:
         self.endpoint = (endpoint or os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
-        self.token = (token or get_token() or "").strip() or None
+        self.token = (token or _found_token() or "").strip() or None
         if self.token is not None and not _TOKEN.fullmatch(self.token):
             raise UseError("the token is malformed: it holds a space, a line break or a letter beyond ASCII")
         self._api = HfApi(
@@ -254,6 +255,22 @@ class HubClient:
         """A call of the client's public interface; its exceptions become ours."""
         with _translated(what, refusal):
             return call(self._api)
+
+
+def _found_token() -> str | None:
+    """The token that every Hub tool finds; for a trusted publisher (`HF_OIDC_RESOURCE`), one made now.
+
+    Raises:
+        DestinationError: the Hub trusts this job for nothing, or there is no job.
+    """
+    try:
+        with _translated("the token of a trusted publisher", DestinationError):
+            return get_token()
+    except (OIDCError, DestinationError) as error:
+        raise DestinationError(
+            f"trusted publishing for `{os.environ.get('HF_OIDC_RESOURCE')}` failed: {error}",
+            hint="the job needs `id-token: write`, and its claims must be among the Trusted Publishers",
+        ) from None
 
 
 def _upload(actions: dict[str, Any]) -> LfsUpload | None:
