@@ -50,6 +50,7 @@ IN_EDGE = {
     "edge.http": 0,
     "edge.exchange": 0,
     "edge.journal": 0,
+    "edge.pace": 0,
     "edge.hub_client": 1,
     "edge.hub_xet": 2,
     "edge.hub_lfs": 2,
