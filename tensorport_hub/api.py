@@ -8,11 +8,13 @@ those of the command line; names common to Hub libraries (`revision`, `token`, `
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from inspect import signature
 from time import monotonic
 from typing import Any
 
 from tensorport_hub.audit import Audit
+from tensorport_hub.core.location import parse_destination
 from tensorport_hub.core.mirror import Mirror
 from tensorport_hub.core.plan import LARGEST_SHARD, Options
 from tensorport_hub.core.size import parse_size
@@ -20,11 +22,11 @@ from tensorport_hub.core.tensor import PRECISIONS
 from tensorport_hub.destination import Publication
 from tensorport_hub.edge.local import parse_folder
 from tensorport_hub.engine import run
-from tensorport_hub.errors import CheckpointError, LossError, UseError, VerificationError
-from tensorport_hub.job import Job, Limits
+from tensorport_hub.errors import CheckpointError, LossError, UseError, VerificationError, gather
+from tensorport_hub.job import Job, Limits, refuse_same
 from tensorport_hub.meter import Meter
 from tensorport_hub.ports import Committed, Event, Planned, Published
-from tensorport_hub.reading import Reading
+from tensorport_hub.reading import Reading, source_location
 from tensorport_hub.results import Inspection, MirrorResult, PlanResult, Verification
 
 
@@ -255,6 +257,26 @@ def inspect(
         return reading.inspection()
 
 
+def problems_of(source: str, destination: str | None = None, **options: Any) -> Iterator[str]:
+    """What is wrong with a call of `mirror`, as far as no request is needed to say so."""
+    call = signature(mirror).bind(source, destination, **options)
+    call.apply_defaults()
+    given = call.arguments
+    for check in (
+        lambda: _options(given),
+        lambda: _publication(given, Options()),
+        lambda: Limits.of(given["workers"], given["max_memory"]),
+        lambda: refuse_same(
+            source_location(source, given["revision"]),
+            None if destination is None else parse_destination(destination),
+        ),
+    ):
+        try:
+            check()
+        except UseError as error:
+            yield error.message
+
+
 def _options(given: Mapping[str, Any]) -> Options:
     """The content options among a verb's arguments, checked."""
     size = parse_size(given.get("shard_size", Options.shard_size))
@@ -277,11 +299,13 @@ def _options(given: Mapping[str, Any]) -> Options:
         exclude=_globs(given["exclude"]),
         verify_source=given.get("verify_source", "auto"),
     )
-    for key, words in _CHOICES.items():
-        if getattr(options, key) not in words:
-            raise UseError(
-                f"`{getattr(options, key)}` is no {key.replace('_', '-')}: expected one of {_or(words)}"
-            )
+    wrong = [
+        f"`{getattr(options, key)}` is no {key.replace('_', '-')}: expected one of {_or(words)}"
+        for key, words in _CHOICES.items()
+        if getattr(options, key) not in words
+    ]
+    if wrong:
+        raise gather(UseError, wrong)
     return options
 
 

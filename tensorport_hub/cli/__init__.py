@@ -19,7 +19,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from tensorport_hub import __version__
-from tensorport_hub.cli import local
+from tensorport_hub.cli import local, many
 from tensorport_hub.errors import TensorportError, VerificationError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -138,8 +138,9 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("src")
+@click.argument("src", required=False)
 @click.argument("dst", required=False)
+@many.from_file_option
 @_source_options
 @_content_options
 @_limit_options
@@ -148,13 +149,18 @@ def cli() -> None:
 @click.option("--commit-message", metavar="TEXT", help="Message of the commit.")
 @_token_option
 @_output_options
-def mirror(src: str, dst: str | None, **options: Any) -> None:
+def mirror(src: str | None, dst: str | None, from_file: str | None, **options: Any) -> None:
     """Read SRC range by range, decode it, publish it as DST.
 
     SRC is org/model, org/model@revision, hf://org/model@revision/subfolder or a folder. DST is org/name
     on the Hub (default: YOU/model-npy) or a folder such as ./out.
     """
-    _mirror(src, dst, options)
+    if from_file is not None:
+        many.mirror(from_file, src, options, _display)
+    elif src is not None:
+        _mirror(src, dst, options)
+    else:
+        raise click.UsageError("expected SRC, or --from-file FILE")
 
 
 @cli.command()
