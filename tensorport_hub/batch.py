@@ -75,7 +75,7 @@ def mirror_all(
     listed = read_orders(orders) if isinstance(orders, (str, Path)) else tuple(orders)
     named = {f"mirror {number} (`{order.source}`)": order for number, order in enumerate(listed, 1)}
     _refuse(_problems(named, options), "the list")
-    whole = [_with_destination(order, options, token, report) for order in listed]
+    whole = _with_destinations(listed, options, token, report)
     named = dict(zip(named, whole, strict=True))
     _refuse(_doubles(named, options), "the list")
     attempts = []
@@ -141,17 +141,26 @@ def _problems(named: Mapping[str, Order], options: Mapping[str, Any]) -> list[st
     return [f"{what}: {problem}" for what in found for problem in found[what]] + _doubles(sound, options)
 
 
-def _with_destination(order: Order, options: Mapping[str, Any], token: str | None, report: Report) -> Order:
-    """The order with the destination that it has by default; without, where the account can't be told."""
-    if order.destination is not None:
-        return order
-    location = source_location(order.source, {**options, **order.options}.get("revision"))
-    name = location.repo_id if isinstance(location, HubLocation) else location.path
+def _with_destinations(
+    orders: Sequence[Order], options: Mapping[str, Any], token: str | None, report: Report
+) -> Sequence[Order]:
+    """The orders with the destinations that they have by default; as they are, where no account is known."""
+    if all(order.destination is not None for order in orders):
+        return orders
     try:
         me = retried(HubClient(token=token).whoami, report)
     except TensorportError:
-        return order  # its own run will say why
-    return replace(order, destination=default_name(me, name))
+        return orders  # each one's own run will say why
+    names = [_name(order, {**options, **order.options}) for order in orders]
+    return [
+        replace(order, destination=order.destination or default_name(me, name))
+        for order, name in zip(orders, names, strict=True)
+    ]
+
+
+def _name(order: Order, options: Mapping[str, Any]) -> str:
+    location = source_location(order.source, options.get("revision"))
+    return location.repo_id if isinstance(location, HubLocation) else location.path
 
 
 def _doubles(named: Mapping[str, Order], options: Mapping[str, Any]) -> list[str]:
@@ -169,9 +178,7 @@ def _doubles(named: Mapping[str, Order], options: Mapping[str, Any]) -> list[str
 def _place(order: Order, options: Mapping[str, Any]) -> object:
     branch = options.get("branch")
     if order.destination is None:
-        location = source_location(order.source, options.get("revision"))
-        name = location.repo_id if isinstance(location, HubLocation) else location.path
-        return default_name("", name).lower(), branch
+        return default_name("", _name(order, options)).lower(), branch
     location = parse_destination(order.destination)
     if isinstance(location, FolderLocation):
         return parse_folder(location.path).resolve()

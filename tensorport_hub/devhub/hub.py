@@ -31,6 +31,7 @@ from tensorport_hub.devhub.refusals import Refusal, bad_request
 from tensorport_hub.devhub.repos import Repo, Repos
 from tensorport_hub.devhub.signing import Signer
 from tensorport_hub.devhub.traffic import Traffic
+from tensorport_hub.devhub.webhooks import Webhooks
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Hub:
         self.repos = Repos(self.db)
         self.history = History(self.db)
         self.discussions = Discussions(self.db)
+        self.webhooks = Webhooks(self.db)
         self.blobs = Blobs(ObjectStore(self.root / "objects"))
         self.uploads = Uploads(self.blobs.objects)
         self.signer = Signer(self.db.remembered("signing key", secrets.token_hex(32)))
