@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
+from tensorport_hub.core.location import HubLocation, parse_source
+
 TABLE = "mirror"
 TEXT, SIZE, FLAG, TEXTS = "a string", "a size", "true or false", "a list of strings"
 
@@ -34,6 +36,15 @@ class Order:
     source: str
     destination: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def follows(self) -> str | None:
+        """The repository whose `main` it mirrors; None for a folder, and for any other revision."""
+        location = parse_source(self.source, is_folder=False)
+        if not isinstance(location, HubLocation):
+            return None
+        revision = self.options.get("revision") or location.revision
+        return location.repo_id if revision in (None, "main") else None
 
 
 @dataclass(frozen=True)

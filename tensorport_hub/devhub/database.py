@@ -66,7 +66,7 @@ CREATE TABLE IF NOT EXISTS webhooks (
     domains TEXT NOT NULL, secret TEXT, disabled INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS jobs (
     id TEXT PRIMARY KEY, namespace TEXT NOT NULL, spec TEXT NOT NULL, schedule TEXT,
-    created_at TEXT NOT NULL);
+    concurrency INTEGER NOT NULL, created_at TEXT NOT NULL);
 """
 
 

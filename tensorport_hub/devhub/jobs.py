@@ -33,6 +33,7 @@ class AskedJob:
     namespace: str
     spec: Mapping[str, Any]
     schedule: str | None
+    concurrency: bool
     created_at: str
 
     def told(self) -> dict[str, Any]:
@@ -41,12 +42,14 @@ class AskedJob:
         owner = {"id": f"user-{self.namespace}", "name": self.namespace, "type": "user"}
         head = {"id": self.id, "createdAt": self.created_at, "owner": owner}
         if self.schedule is not None:
-            return {**head, "jobSpec": spec, "schedule": self.schedule, "suspend": False, "status": {}}
+            when = {"schedule": self.schedule, "concurrency": self.concurrency, "suspend": False}
+            return {**head, **when, "jobSpec": spec, "status": {}}
         return {**spec, **head, "status": {"stage": "SCHEDULING", "message": "a devhub runs no jobs"}}
 
 
 def _job(row: sqlite3.Row) -> AskedJob:
-    return AskedJob(row["id"], row["namespace"], json.loads(row["spec"]), row["schedule"], row["created_at"])
+    spec, concurrency = json.loads(row["spec"]), bool(row["concurrency"])
+    return AskedJob(row["id"], row["namespace"], spec, row["schedule"], concurrency, row["created_at"])
 
 
 def all_jobs(db: Database) -> list[AskedJob]:
@@ -61,16 +64,16 @@ def _namespace(call: Call) -> str:
     return namespace
 
 
-def _ask(call: Call, spec: Any, schedule: str | None) -> AskedJob:
+def _ask(call: Call, spec: Any, schedule: str | None, concurrency: bool = False) -> AskedJob:
     namespace = _namespace(call)
     if not isinstance(spec, dict) or not isinstance(spec.get("command"), list) or not spec["command"]:
         raise bad_request("A job needs a command")
     if not (spec.get("dockerImage") or spec.get("spaceId")):
         raise bad_request("A job needs a dockerImage or a spaceId")
-    job = AskedJob(secrets.token_hex(12), namespace, spec, schedule, now())
+    job = AskedJob(secrets.token_hex(12), namespace, spec, schedule, concurrency, now())
     with call.hub.db.write() as con:
-        row = (job.id, namespace, json.dumps(spec), schedule, job.created_at)
-        con.execute("INSERT INTO jobs VALUES (?, ?, ?, ?, ?)", row)
+        row = (job.id, namespace, json.dumps(spec), schedule, concurrency, job.created_at)
+        con.execute("INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?)", row)
     return job
 
 
@@ -90,7 +93,8 @@ def create(call: Call) -> web.Response:
         return web.json_response(_ask(call, said, None).told())
     if not isinstance(said.get("schedule"), str):
         raise bad_request("A scheduled job needs a schedule")
-    return web.json_response(_ask(call, said.get("jobSpec"), said["schedule"]).told())
+    concurrency = bool(said.get("concurrency"))
+    return web.json_response(_ask(call, said.get("jobSpec"), said["schedule"], concurrency).told())
 
 
 def listing(call: Call) -> web.Response:

@@ -39,6 +39,22 @@ def test_orders_in_their_order() -> None:
     assert list(orders) == ["mirror 1 (`org/a`)", "mirror 2 (`org/b@v1`)"]
 
 
+@pytest.mark.parametrize(
+    ("order", "followed"),
+    [
+        (Order("org/a"), "org/a"),
+        (Order("org/a@main"), "org/a"),
+        (Order("hf://org/a/sub"), "org/a"),
+        (Order("org/a@v1"), None),
+        (Order("org/a", options={"revision": "v1"}), None),
+        (Order("./folder"), None),
+    ],
+)
+def test_what_it_follows(order: Order, followed: str | None) -> None:
+    """The repository whose pushes to `main` concern it."""
+    assert order.follows == followed
+
+
 def test_all_problems_at_once() -> None:
     """Unknown keys, other types and missing sources, each with the table it is in; sound tables stand."""
     orders, problems = read(

@@ -33,9 +33,14 @@ def test_a_job(hub: DevHub, api: HfApi) -> None:
 def test_a_scheduled_job(hub: DevHub, api: HfApi) -> None:
     """Made, looked at, listed and deleted."""
     job = api.create_scheduled_job(
-        image="python:3.12", command=["echo", "hi"], schedule="@daily", secrets={"HF_TOKEN": "s3"}
+        image="python:3.12",
+        command=["echo", "hi"],
+        schedule="@daily",
+        secrets={"HF_TOKEN": "s3"},
+        concurrency=True,
     )
-    assert (job.schedule, job.suspend, job.job_spec.command) == ("@daily", False, ["echo", "hi"])
+    assert (job.schedule, job.suspend, job.concurrency) == ("@daily", False, True)
+    assert job.job_spec.command == ["echo", "hi"]
     assert job.job_spec.secrets == {"HF_TOKEN": ""}
     assert api.inspect_scheduled_job(scheduled_job_id=job.id) == job
     assert api.list_scheduled_jobs() == [job]
