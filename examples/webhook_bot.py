@@ -115,8 +115,11 @@ class Bot:
         while True:
             repo = self.queue.take()
             log.info("mirroring %s", repo)
-            for attempt in mirror_all(self.orders[repo], on_event=_tell).attempts:
-                self._settle(repo, attempt)
+            try:
+                for attempt in mirror_all(self.orders[repo], on_event=_tell).attempts:
+                    self._settle(repo, attempt)
+            except Exception:  # a fault of ours on one model must not end the others
+                log.exception("%s failed as nothing should", repo)
             self.queue.done()
 
     def _settle(self, repo: str, attempt: Attempt) -> None:
@@ -191,8 +194,7 @@ def main() -> None:
     bot = Bot(orders, Path(os.environ.get("QUEUE", "queue.json")), retry_seconds)
 
     def page() -> str:
-        waiting = ", ".join(list(bot.queue.waiting))
-        return f"Mirroring: {bot.queue.running or 'nothing'}; waiting: {waiting or 'nothing'}"
+        return f"{'At work' if bot.queue.running else 'Idle'}; {len(bot.queue.waiting)} models wait."
 
     with gr.Blocks(title="Mirroring bot") as ui:
         gr.Markdown(page)

@@ -71,7 +71,7 @@ def _where(attempt: Attempt) -> str:
 def _counts(result: MirrorsResult) -> str:
     states = [_state(attempt) for attempt in result.attempts]
     told = [f"{states.count(state):,} {state}" for state in dict.fromkeys(states)]
-    return f"{len(states):,} mirrors: {', '.join(told)}"
+    return f"{len(states):,} mirror{'s' * (len(states) != 1)}: {', '.join(told)}"
 
 
 def _text(result: MirrorsResult) -> str:
