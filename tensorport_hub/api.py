@@ -259,7 +259,11 @@ def inspect(
 
 def problems_of(source: str, destination: str | None = None, **options: Any) -> Iterator[str]:
     """What is wrong with a call of `mirror`, as far as no request is needed to say so."""
-    call = signature(mirror).bind(source, destination, **options)
+    try:
+        call = signature(mirror).bind(source, destination, **options)
+    except TypeError as error:
+        yield str(error)
+        return
     call.apply_defaults()
     given = call.arguments
     for check in (

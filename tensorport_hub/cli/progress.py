@@ -120,11 +120,11 @@ def remark(event: Event) -> str | None:
 
 
 class Quiet:
-    """Warnings only."""
+    """Warnings and failures only."""
 
     def __call__(self, event: Event) -> None:
-        if isinstance(event, Warned):
-            click.echo(f"warning: {event.message}", err=True)
+        if isinstance(event, (Warned, Failed)):
+            click.echo(remark(event), err=True)
 
     def __enter__(self) -> Self:
         return self

@@ -238,6 +238,19 @@ def test_pushes_of_another_process(hub: DevHub, ear: Ear, tmp_path: Path) -> Non
     assert ear.heard[0][0] == "of the environment"
 
 
+def test_pushes_while_it_was_down(hub: DevHub, ear: Ear, tmp_path: Path) -> None:
+    """What happened to a root that nobody served is told to nobody, later either; webhooks stay."""
+    hub.add_webhook(ear.url, ["st"])
+    hub.stop()
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "config.json").write_text("{}")
+    add(hub.root, "st/m", tmp_path / "m")
+    hub.start()
+    sent(hub, 0)
+    hub.add_repo("st/m", {"a.txt": b"a"})
+    sent(hub, 1)
+
+
 def test_the_cli_refuses_a_url_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Exit 2, and why."""
     with pytest.raises(SystemExit) as ended:

@@ -19,8 +19,10 @@ import tensorport_hub
 from tensorport_hub import Order, batch, mirror, mirror_all, read_orders
 from tensorport_hub.cli import main
 from tensorport_hub.devhub import DevHub, Fault
+from tensorport_hub.edge import hub_journal
+from tensorport_hub.edge.hub_client import HubClient
 from tensorport_hub.errors import DestinationError, SourceError, UseError
-from tensorport_hub.ports import Begun, Event, Failed, Waiting
+from tensorport_hub.ports import Begun, Event, Failed, Saved, Waiting
 from tests.e2e.interrupted import EVERY, MODEL, SOURCE, read_bytes
 from tests.e2e.reading import contents
 
@@ -120,6 +122,13 @@ def test_one_that_fails_does_not_stop_the_others(
     assert "hint: " in said.out
     assert "unchanged st/one" in said.out
     assert "Traceback" not in said.err
+    assert run("mirror", "--from-file", path, "-q") == 4
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert [line.split()[:2] for line in said.err.splitlines()] == [
+        ["failed:", "st/absent:"],
+        ["failed:", "st/two:"],
+    ]
 
 
 def test_a_wrong_list_runs_nothing(
@@ -196,6 +205,8 @@ def test_the_api(seeded: DevHub, write: Callable[[str], str]) -> None:
     assert (result.ok, result.exit_code) == (False, 4)
     with pytest.raises(AttributeError):
         result.attempts = ()  # type: ignore[misc]
+    with pytest.raises(UseError, match="unexpected keyword argument 'presicion'"):
+        mirror_all([Order("st/one", options={"presicion": "float16"})])
     with pytest.raises(UseError, match="is the destination of"):
         mirror_all([Order("st/one"), Order("st/two", "me/one-npy")])
 
@@ -224,6 +235,23 @@ def test_one_rate_budget(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyP
         refused = [seen for seen in hub.seen if seen.status == 429]
         assert 1 <= len(refused) <= windows
         assert any(isinstance(event, Waiting) for event in events)
+
+
+def test_one_hours_commits(hub: DevHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runs of a list count together against the commits of an hour: later ones make fewer checkpoints."""
+
+    def checkpoints(*names: str) -> int:
+        events: list[Event] = []
+        orders = [Order(SOURCE, f"me/{name}") for name in names]
+        assert mirror_all(orders, on_event=events.append, checkpoint_every=EVERY, transfer="lfs").ok
+        return sum(isinstance(event, Saved) for event in events)
+
+    hub.add_repo(SOURCE, MODEL)
+    alone = checkpoints("a")
+    assert alone >= 4
+    made = HubClient().pace.commits()
+    monkeypatch.setattr(hub_journal, "CHECKPOINTS_AN_HOUR", made + 4)
+    assert checkpoints("b", "c") <= 4
 
 
 def test_killed_and_run_again(hub: DevHub, tmp_path: Path, client: HfApi) -> None:
