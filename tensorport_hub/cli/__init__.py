@@ -160,7 +160,7 @@ def mirror(src: str | None, dst: str | None, from_file: str | None, **options: A
     elif src is not None:
         _mirror(src, dst, options)
     else:
-        raise click.UsageError("expected SRC, or --from-file FILE")
+        raise click.UsageError("Missing argument 'SRC' (or --from-file FILE)")
 
 
 @cli.command()

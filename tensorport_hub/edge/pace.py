@@ -22,6 +22,9 @@ COMMITS_AN_HOUR = 120
 """Past so many, whatever still wants to commit waits."""
 
 _HOUR = 3600.0
+_LONGEST_CLOSED = 900.0
+"""The Hub's windows have 300 seconds; what claims much more is not believed."""
+
 _EXHAUSTED = re.compile(r'"([^"]+)"\s*;\s*r=0\b[^,]*?;\s*t=(\d+)')
 
 
@@ -56,7 +59,7 @@ class Pace:
         said = _EXHAUSTED.search(headers.get("RateLimit", "")) if status == 429 else None
         if said is not None:
             with self._lock:
-                self._closed[said.group(1)] = monotonic() + float(said.group(2))
+                self._closed[said.group(1)] = monotonic() + min(float(said.group(2)), _LONGEST_CLOSED)
 
     def closed_seconds(self, window: str) -> float:
         """How long `api` or `resolvers` stays closed; 0 where it is open."""

@@ -51,6 +51,7 @@ def test_commits_are_counted_for_an_hour(now: list[float]) -> None:
         (429, '"api";r=0;t=20', {"api": 20, "resolvers": 0}),
         (429, '"resolvers";r=0;t=3', {"api": 0, "resolvers": 3}),
         (429, '"resolvers";r=5;t=9, "api";r=0;t=4', {"api": 4, "resolvers": 0}),
+        (429, '"api";r=0;t=99999999', {"api": 900}),
         (429, '"api";r=7;t=20', {"api": 0}),
         (429, "", {"api": 0}),
         (200, '"api";r=0;t=20', {"api": 0}),
@@ -63,7 +64,7 @@ def test_an_exhausted_window_is_closed(
     shared = Pace()
     shared.hear(status, {"RateLimit": said})
     assert {window: shared.closed_seconds(window) for window in closed} == closed
-    now[0] += 20
+    now[0] += 900
     assert shared.closed_seconds("api") == 0
 
 

@@ -125,7 +125,7 @@ class Bot:
     def stop(self, number: int) -> int:
         assert self.process is not None
         self.process.send_signal(number)
-        return self.process.wait(20)
+        return self.process.wait(40)
 
 
 def payload(name: str, ref: str = "refs/heads/main", kind: str = "model") -> dict[str, Any]:
@@ -228,7 +228,7 @@ def test_a_storm_is_few_runs(hub: DevHub, api: HfApi, bot: Bot) -> None:
     """Of twenty pushes while it is at work one more run comes, which has the last of them."""
     bot.start()
     wait_for(bot.idle, "the first round")
-    hub.faults.add(Fault("stall", "GET", "hub", "/api/models/st/small*", seconds=4, times=1))
+    hub.faults.add(Fault("stall", "GET", "hub", "/api/models/st/small*", seconds=8, times=1))
     push(api, "st/small", "config.json", b'{"push": 0}\n')
     wait_for(lambda: bool(hub.faults.fired), "the run that the first push started")
     for number in range(1, 20):
