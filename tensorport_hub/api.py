@@ -8,25 +8,20 @@ those of the command line; names common to Hub libraries (`revision`, `token`, `
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from inspect import signature
+from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any
 
+from tensorport_hub import asked
 from tensorport_hub.audit import Audit
-from tensorport_hub.core.location import parse_destination
 from tensorport_hub.core.mirror import Mirror
-from tensorport_hub.core.plan import LARGEST_SHARD, Options
-from tensorport_hub.core.size import parse_size
-from tensorport_hub.core.tensor import PRECISIONS
-from tensorport_hub.destination import Publication
 from tensorport_hub.edge.local import parse_folder
 from tensorport_hub.engine import run
-from tensorport_hub.errors import CheckpointError, LossError, UseError, VerificationError, gather
-from tensorport_hub.job import Job, Limits, refuse_same
+from tensorport_hub.errors import CheckpointError, LossError, UseError, VerificationError
+from tensorport_hub.job import Job, Limits
 from tensorport_hub.meter import Meter
 from tensorport_hub.ports import Committed, Event, Planned, Published
-from tensorport_hub.reading import Reading, source_location
+from tensorport_hub.reading import Reading
 from tensorport_hub.results import Inspection, MirrorResult, PlanResult, Verification
 
 
@@ -39,6 +34,8 @@ def mirror(
     quantized: str = "decode",
     on_overflow: str = "error",
     on_underflow: str = "report",
+    format: str | Sequence[str] = "numpy-direct",
+    experts: str = "source",
     shard_size: str | int = "1.8GB",
     allow_large_shards: bool = False,
     include: Sequence[str] = (),
@@ -72,6 +69,9 @@ def mirror(
         quantized: `decode`, or `keep`: packed tensors are copied as stored, under their stored names.
         on_overflow: `error`, `inf` or `saturate`: a finite value that the precision can't hold.
         on_underflow: `report` or `error`: non-zero values that become 0.
+        format: `numpy-direct`, `msgpack`, `jax-pickle` or `safetensors`; of several, each gets its own
+            folder, and the source is read once.
+        experts: `source`, or `stacked`: every MoE layer's experts as one array a projection.
         shard_size: bytes a shard may hold.
         allow_large_shards: let `shard_size` pass 2 GB.
         include, exclude: globs over tensor names.
@@ -94,11 +94,11 @@ def mirror(
         TensorportError: by whose fault it is; nothing was published.
     """
     begun = monotonic()
-    options = _options(locals())
-    limits, meter = Limits.of(workers, max_memory), Meter(on_event)
-    publication = _publication(locals(), options)
+    options = asked.options(locals())
+    limits, meter = Limits.of(workers, max_memory, large_shards=allow_large_shards), Meter(on_event)
+    publication = asked.publication(locals(), options)
     with Job(source, destination, revision, token, options, limits, publication, meter) as job:
-        meter(Planned(len(job.plan.parts), job.schedule.bytes_read(), job.plan.bytes_out))
+        meter(Planned(len(job.plan.outputs), job.schedule.bytes_read(), job.plan.bytes_out))
         made = job.standing() or _carried_out(job)
         meter(Committed(made[1]))
         return job.result(*made, monotonic() - begun)
@@ -140,6 +140,8 @@ def plan(
     quantized: str = "decode",
     on_overflow: str = "error",
     on_underflow: str = "report",
+    format: str | Sequence[str] = "numpy-direct",
+    experts: str = "source",
     shard_size: str | int = "1.8GB",
     allow_large_shards: bool = False,
     include: Sequence[str] = (),
@@ -164,9 +166,9 @@ def plan(
     Raises:
         TensorportError: what would stop the run.
     """
-    options = _options(locals())
-    limits, meter = Limits.of(workers, max_memory), Meter(on_event)
-    publication = _publication(locals(), options)
+    options = asked.options(locals())
+    limits, meter = Limits.of(workers, max_memory, large_shards=allow_large_shards), Meter(on_event)
+    publication = asked.publication(locals(), options)
     with Job(source, destination, revision, token, options, limits, publication, meter) as job:
         return job.preview()
 
@@ -251,96 +253,7 @@ def inspect(
     Raises:
         TensorportError: it can't be read, or holds what is not supported.
     """
-    options = _options(locals())
+    options = asked.options(locals())
     meter = Meter(on_event)
     with Reading(source, revision, token, options, meter) as reading:
         return reading.inspection()
-
-
-def problems_of(source: str, destination: str | None = None, **options: Any) -> Iterator[str]:
-    """What is wrong with a call of `mirror`, as far as no request is needed to say so."""
-    try:
-        call = signature(mirror).bind(source, destination, **options)
-    except TypeError as error:
-        yield str(error)
-        return
-    call.apply_defaults()
-    given = call.arguments
-    for check in (
-        lambda: _options(given),
-        lambda: _publication(given, Options()),
-        lambda: Limits.of(given["workers"], given["max_memory"]),
-        lambda: refuse_same(
-            source_location(source, given["revision"]),
-            None if destination is None else parse_destination(destination),
-        ),
-    ):
-        try:
-            check()
-        except UseError as error:
-            yield error.message
-
-
-def _options(given: Mapping[str, Any]) -> Options:
-    """The content options among a verb's arguments, checked."""
-    size = parse_size(given.get("shard_size", Options.shard_size))
-    if size >= LARGEST_SHARD and not given.get("allow_large_shards"):
-        raise UseError(
-            f"shard size {size} is too large: expected less than {LARGEST_SHARD} bytes",
-            hint="`--allow-large-shards` lifts this; git-LFS hosts often refuse 2 GB and more",
-        )
-    if size < 1:
-        raise UseError("shard size must be positive")
-    options = Options(
-        subfolder=given["subfolder"],
-        allow_patterns=_globs(given["allow_patterns"]),
-        precision=given.get("precision", "keep"),
-        quantized=given.get("quantized", "decode"),
-        on_overflow=given.get("on_overflow", "error"),
-        on_underflow=given.get("on_underflow", "report"),
-        shard_size=size,
-        include=_globs(given["include"]),
-        exclude=_globs(given["exclude"]),
-        verify_source=given.get("verify_source", "auto"),
-    )
-    wrong = [
-        f"`{getattr(options, key)}` is no {key.replace('_', '-')}: expected one of {_or(words)}"
-        for key, words in _CHOICES.items()
-        if getattr(options, key) not in words
-    ]
-    if wrong:
-        raise gather(UseError, wrong)
-    return options
-
-
-def _publication(given: Mapping[str, Any], options: Options) -> Publication:
-    """How the result is published, of a verb's arguments."""
-    max_disk = given["max_disk"]
-    return Publication(
-        given["private"],
-        given["i_have_rights"],
-        given["transfer"],
-        given.get("commit_message"),
-        given["create_pr"],
-        given["branch"],
-        given.get("restart", False),
-        parse_size(given["checkpoint_every"]),
-        2 * options.shard_size if max_disk is None else parse_size(max_disk),
-    )
-
-
-_CHOICES: Mapping[str, tuple[str, ...]] = {
-    "precision": ("keep", *PRECISIONS),
-    "quantized": ("decode", "keep"),
-    "on_overflow": ("error", "inf", "saturate"),
-    "on_underflow": ("report", "error"),
-    "verify_source": ("auto", "whole", "no"),
-}
-
-
-def _or(words: Iterable[str]) -> str:
-    return ", ".join(f"`{word}`" for word in words)
-
-
-def _globs(given: Sequence[str] | str) -> tuple[str, ...]:
-    return (given,) if isinstance(given, str) else tuple(given)

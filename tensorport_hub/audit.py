@@ -18,14 +18,14 @@ from functools import cached_property
 from types import TracebackType
 from typing import Self, TypeVar
 
-from tensorport_hub.core import manifest, npy, proof
+from tensorport_hub.core import manifest, proof
 from tensorport_hub.core.digest import SourceFile, blob_oid
 from tensorport_hub.core.journal import Progress
+from tensorport_hub.core.layout import OutFile, frame
 from tensorport_hub.core.location import FolderLocation, parse_destination
 from tensorport_hub.core.manifest import FileEntry
 from tensorport_hub.core.mirror import Mirror
 from tensorport_hub.core.mirror import read as read_mirror
-from tensorport_hub.core.plan import Part
 from tensorport_hub.core.proof import Fault
 from tensorport_hub.core.tiles import demand
 from tensorport_hub.edge.hub_client import HubClient
@@ -115,13 +115,11 @@ class Audit:
             if path in self._listed and self._listed[path].size == entry.size
         ]
         self._meter(Planned(len(entries), sum(entry.size for entry in entries), 0))
-        heads = {part.path: self._head(part) for part in self.mirror.plan.parts}
+        plan = self.mirror.plan
+        heads = {file.path: frame(plan.recipes, file).segments[0].before for file in plan.outputs}
         with ThreadPoolExecutor(workers, thread_name_prefix="check") as pool:
             found = list(pool.map(lambda entry: self._check_file(entry, heads.get(entry.path)), entries))
         return [fault for fault in found if fault is not None]
-
-    def _head(self, part: Part) -> bytes:
-        return npy.header(self.mirror.plan.recipes[part.recipe].dtype, part.shape)
 
     def _check_file(self, entry: FileEntry, head: bytes | None) -> Fault | None:
         digest = hashlib.sha256()
@@ -141,8 +139,8 @@ class Audit:
             return Fault(
                 entry.path, f"holds wrong bytes: expected sha256 {entry.sha256}, got {digest.hexdigest()}"
             )
-        if head is not None and first != head:
-            return Fault(entry.path, "is no .npy file of the dtype and shape that the manifest says")
+        if head is not None and first != head[: len(first)]:  # a long one may end in a later block
+            return Fault(entry.path, "does not begin as its format, names, dtypes and shapes make it")
         return None
 
     def check_source(
@@ -152,7 +150,8 @@ class Audit:
 
         Args:
             source: where the source is now; None: as the manifest says.
-            sample: tensors to make again, drawn with `seed`; None: all.
+            sample: tensors to make again, drawn with `seed`, and all that stands in the same files; None:
+                all.
 
         Raises:
             SourceError: it can't be read.
@@ -181,19 +180,22 @@ class Audit:
         names = sorted(recipe.name for recipe in plan.recipes)
         chosen = names if sample is None else random.Random(seed).sample(names, min(sample, len(names)))
         wanted = {i for i, recipe in enumerate(plan.recipes) if recipe.name in set(chosen)}
-        parts = tuple(part for part in plan.parts if part.recipe in wanted)
+        outputs = tuple(f for f in plan.outputs if any(piece.recipe in wanted for piece in f.pieces))
+        outputs = tuple(replace(file, index=i) for i, file in enumerate(outputs))
+        made = [plan.recipes[r].name for r in dict.fromkeys(p.recipe for f in outputs for p in f.pieces)]
         options = plan.options if sample is None else replace(plan.options, verify_source="no")
         unstated = tuple(replace(file, sha256=None) for file in plan.files)  # compared below, as a fault
-        part_of_it = replace(plan, files=unstated, parts=parts, options=options)
-        sink = _Comparing({e.path: e.sha256 for e in self.mirror.weights}, self._tensor_of(parts))
+        part_of_it = replace(plan, files=unstated, outputs=outputs, options=options)
+        sink = _Comparing({e.path: e.sha256 for e in self.mirror.weights}, self._tensor_of(outputs))
         allotment = allot(
             max_memory,
             workers=workers,
             files=len(plan.files),
-            writer_nbytes=_WRITER_NBYTES,
+            writer_nbytes=_WRITER_NBYTES * part_of_it.files_at_once,
             demand=demand(part_of_it),
+            ordered=part_of_it.is_ordered,
         )
-        self._meter(Planned(len(parts), 0, sum(part.size for part in parts)))
+        self._meter(Planned(len(outputs), 0, part_of_it.bytes_out))
         try:
             outcome = run(
                 part_of_it,
@@ -207,11 +209,14 @@ class Audit:
             sink.faults += proof.check_digests(self.mirror, outcome.digests)
         except (CheckpointError, VerificationError) as error:
             sink.faults.append(Fault("source", error.message))
-        nbytes = sum(part.size for part in parts)
-        return sink.faults, Again(tuple(chosen), seed if sample is not None else None, nbytes)
+        again = Again(tuple(sorted(made)), seed if sample is not None else None, part_of_it.bytes_out)
+        return sink.faults, again
 
-    def _tensor_of(self, parts: Sequence[Part]) -> dict[str, str]:
-        return {part.path: self.mirror.plan.recipes[part.recipe].name for part in parts}
+    def _tensor_of(self, outputs: Sequence[OutFile]) -> dict[str, str]:
+        """What a file is called in a fault: by its tensor, where it holds only one."""
+        names = {file.path: file.path for file in outputs}
+        recipes = self.mirror.plan.recipes
+        return names | {f.path: recipes[f.pieces[0].recipe].name for f in outputs if len(f.pieces) == 1}
 
     def result(self, faults: Sequence[Fault], depth: Sequence[str], again: Again | None) -> Verification:
         """What was looked at, and everything that is wrong."""

@@ -7,20 +7,22 @@ that fails does not stop the others; what is wrong with the list itself is found
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tensorport_hub.api import mirror, problems_of
+from tensorport_hub import asked
+from tensorport_hub.api import mirror
 from tensorport_hub.core import orders as listing
 from tensorport_hub.core.location import FolderLocation, HubLocation, parse_destination
 from tensorport_hub.core.orders import FLAG, SIZE, TEXT, TEXTS, Key, Order
+from tensorport_hub.core.plan import Options
 from tensorport_hub.edge.hub_client import HubClient
 from tensorport_hub.edge.local import parse_folder
 from tensorport_hub.edge.retry import retried
 from tensorport_hub.errors import TensorportError, UseError, gather
-from tensorport_hub.job import default_name
+from tensorport_hub.job import Limits, default_name, refuse_same
 from tensorport_hub.ports import Begun, Event, Failed, Report
 from tensorport_hub.reading import source_location
 from tensorport_hub.results import Attempt, MirrorsResult
@@ -32,6 +34,7 @@ _KINDS = {
     "bool": FLAG,
     "bool | None": FLAG,
     "Sequence[str]": TEXTS,
+    "str | Sequence[str]": TEXTS,
 }
 _OF_THE_PROCESS = (
     "source",
@@ -134,11 +137,35 @@ def _refuse(problems: Sequence[str], what: str) -> None:
 def _problems(named: Mapping[str, Order], options: Mapping[str, Any]) -> list[str]:
     """What no run could make good."""
     found = {
-        what: list(problems_of(order.source, order.destination, **{**options, **order.options}))
+        what: list(_faults(order.source, order.destination, {**options, **order.options}))
         for what, order in named.items()
     }
     sound = {what: order for what, order in named.items() if not found[what]}
     return [f"{what}: {problem}" for what in found for problem in found[what]] + _doubles(sound, options)
+
+
+def _faults(source: str, destination: str | None, options: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with a call of `mirror`, as far as no request is needed to say so."""
+    try:
+        call = inspect.signature(mirror).bind(source, destination, **options)
+    except TypeError as error:
+        yield str(error)
+        return
+    call.apply_defaults()
+    given = call.arguments
+    for check in (
+        lambda: asked.options(given),
+        lambda: asked.publication(given, Options()),
+        lambda: Limits.of(given["workers"], given["max_memory"]),
+        lambda: refuse_same(
+            source_location(source, given["revision"]),
+            None if destination is None else parse_destination(destination),
+        ),
+    ):
+        try:
+            check()
+        except UseError as error:
+            yield error.message
 
 
 def _with_destinations(

@@ -126,7 +126,7 @@ class FolderDestination:
             self._standing = {entry.sha256: entry.path for entry in there.weights}
 
     def checkpoints(self, plan: Plan) -> int | None:
-        return len(plan.parts)
+        return len(plan.outputs)
 
     def standing(self, plan: Plan) -> tuple[Mirror, Published] | None:
         found = self._path / manifest.PATH
@@ -138,9 +138,13 @@ class FolderDestination:
         return there, Published(self.name, None, None, changed=False)
 
     def open(self, plan: Plan, key: str, *, writers: int) -> Opened:
-        parts = range(len(plan.parts))
+        outputs = range(len(plan.outputs))
         sink = LocalSink(
-            self._path, key=key, parts=parts, standing=self._standing, restart=self._publication.restart
+            self._path,
+            key=key,
+            outputs=outputs,
+            standing=self._standing,
+            restart=self._publication.restart,
         )
         return Opened(sink, sink.journal)
 

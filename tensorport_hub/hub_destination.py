@@ -7,10 +7,11 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from tensorport_hub.core import manifest, resync
+from tensorport_hub.core import manifest, proof, resync
 from tensorport_hub.core.journal import Progress
 from tensorport_hub.core.mirror import Mirror
 from tensorport_hub.core.plan import Plan
+from tensorport_hub.core.tensor import shorten
 from tensorport_hub.destination import Opened, Publication, readable, whole
 from tensorport_hub.edge.http import Http
 from tensorport_hub.edge.hub_client import HubClient, RepoState
@@ -18,7 +19,7 @@ from tensorport_hub.edge.hub_journal import HubJournal
 from tensorport_hub.edge.hub_lfs import LfsSession
 from tensorport_hub.edge.hub_ref import KEPT, HubRef
 from tensorport_hub.edge.hub_sink import HubSink
-from tensorport_hub.edge.hub_work import COMMIT_FILES, Request, open_work
+from tensorport_hub.edge.hub_work import COMMIT_FILES, FOLDER, Request, open_work
 from tensorport_hub.edge.hub_xet import XetSession
 from tensorport_hub.edge.journal import Unkept
 from tensorport_hub.edge.retry import retried
@@ -54,28 +55,35 @@ class HubDestination:
     ) -> None:
         self._client, self._publication, self._report = client, publication, report
         self._read_seconds = read_seconds
+        self._closed_source = source if closed else None
         self._paths: Sequence[str] = ()
         self._manifests: dict[str, bytes] = {}
         self.inherited = Progress()
         self.name = repo_id
         self.streams = publication.transfer != "lfs"
+        self._wanted = closed if publication.private is None else publication.private
         self._there = self._look()
         self.exists = self._there is not None
-        self._wanted = closed if publication.private is None else publication.private
         self.private: bool | None = self._there.private if self._there is not None else self._wanted
-        if closed and not self.private and not publication.i_have_rights:
-            raise DestinationError(
-                f"`{source}` is gated or private, `{repo_id}` would be open",
-                hint="`--private` keeps it closed; `--i-have-rights` if you may publish it",
-            )
 
     def _look(self) -> RepoState | None:
-        """The state of the branch that readers see; None where there is no repository."""
+        """The state of the branch that readers see, or that it begins from; None without a repository.
+
+        Raises:
+            DestinationError: nothing may be published there.
+        """
         client, report = self._client, self._report
         state = retried(lambda: client.find_repo(self.name), report)
         branch = self._publication.branch
-        if state is not None and branch is not None and branch in self._branches():
+        self._begins = branch is not None and (state is None or branch not in self._branches())
+        if state is not None and branch is not None and not self._begins:
             state = retried(lambda: client.repo_state(self.name, branch, DestinationError), report)
+        private = state.private if state is not None else self._wanted
+        if self._closed_source is not None and not private and not self._publication.i_have_rights:
+            raise DestinationError(
+                f"`{self._closed_source}` is gated or private, `{self.name}` would be open",
+                hint="`--private` keeps it closed; `--i-have-rights` if you may publish it",
+            )
         if state is not None:
             self._refuse_strangers(state)
         return state
@@ -90,13 +98,22 @@ class HubDestination:
         return [ref.name for ref in refs.branches]
 
     def _refuse_strangers(self, state: RepoState) -> None:
-        paths = {file.path for file in state.files}
-        if paths <= KEPT or (manifest.PATH in paths and manifest.is_mirror(self._manifest(state))):
+        paths = {file.path for file in state.files if not file.path.startswith(FOLDER)}
+        if paths <= KEPT:
             return
-        raise DestinationError(
-            f"`{self.name}` exists and is no mirror of ours: it holds {len(paths)} files",
-            hint="choose another name, or delete that repository first",
-        )
+        if manifest.PATH not in paths or not manifest.is_mirror(self._manifest(state)):
+            raise DestinationError(
+                f"`{self.name}` exists and is no mirror of ours: it holds {len(paths)} files",
+                hint="choose another name, or delete that repository first",
+            )
+        there = readable(self._manifest(state))
+        strange = sorted(paths - there.files.keys() - proof.UNLISTED) if there is not None else []
+        if strange and not self._publication.restart:
+            raise DestinationError(
+                f"`{self.name}` holds {len(strange)} files that are not of the mirror, among them"
+                f" `{shorten(strange[0])}`",
+                hint="move them elsewhere; `--restart` makes the mirror anew without them",
+            )
 
     def _manifest(self, state: RepoState) -> bytes:
         if state.commit not in self._manifests:
@@ -120,14 +137,13 @@ class HubDestination:
                 problems.append(
                     f"folder `{folder or '/'}` would hold {count} entries: expected at most {FOLDER_ENTRIES}"
                 )
-        largest = max(plan.parts, key=lambda part: part.size, default=None)
+        largest = max(plan.outputs, key=lambda file: file.size, default=None)
         if largest is not None and largest.size > _LARGEST_FILE:
             problems.append(f"`{largest.path}` has {largest.size} bytes: expected at most {_LARGEST_FILE}")
-        staged = largest is not None and largest.size > self._publication.max_disk
-        if self._publication.transfer == "lfs" and staged and largest is not None:
+        if self._publication.transfer == "lfs" and plan.bytes_at_once > self._publication.max_disk:
             problems.append(
-                f"the largest part does not fit the staging space: expected at most"
-                f" {self._publication.max_disk} bytes, got {largest.size}"
+                f"files that are written at the same time do not fit the staging space: expected at most"
+                f" {self._publication.max_disk} bytes, got {plan.bytes_at_once}"
             )
         if problems:
             raise gather(LimitError, problems, hint="raise `--max-disk`, or change `--shard-size`")
@@ -138,13 +154,13 @@ class HubDestination:
 
     def checkpoints(self, plan: Plan) -> int | None:
         there = {f.path: (f.size, f.sha256) for f in self._there.files} if self._there is not None else {}
-        kept, every = self.inherited.parts, self._publication.checkpoint_every
+        kept, every = self.inherited.made, self._publication.checkpoint_every
         unchanged = {
-            part.path
-            for part in plan.parts
-            if (made := kept.get(part.index)) and there.get(part.path) == (made.size, made.sha256)
+            file.path
+            for file in plan.outputs
+            if (made := kept.get(file.index)) and there.get(file.path) == (made.size, made.sha256)
         }
-        nbytes = sum(part.size for part in plan.parts if part.index not in kept)
+        nbytes = sum(file.size for file in plan.outputs if file.index not in kept)
         files = len((there.keys() | set(self._paths)) - unchanged)
         if files <= COMMIT_FILES and nbytes < every:
             return None
@@ -152,7 +168,7 @@ class HubDestination:
 
     def standing(self, plan: Plan) -> tuple[Mirror, Published] | None:
         state = self._there
-        if state is None or not _has_manifest(state):
+        if state is None or self._begins or not _has_manifest(state):
             return None
         there = whole(self._manifest(state), state.files, plan)
         if there is None:
@@ -163,11 +179,10 @@ class HubDestination:
     def open(self, plan: Plan, key: str, *, writers: int) -> Opened:
         publication, report = self._publication, self._report
         target = self._target()
-        work = None
-        if publication.create_pr or self.checkpoints(plan) is not None:
-            me = retried(self._client.whoami, report)
-            request = Request(key, publication.title(plan), me, publication.branch)
-            work = open_work(target, request, restart=publication.restart)
+        me = retried(self._client.whoami, report)
+        request = Request(key, publication.title(plan), me, publication.branch, publication.create_pr)
+        needed = publication.create_pr or self.checkpoints(plan) is not None
+        work = open_work(target, request, restart=publication.restart, needed=needed)
         with ExitStack() as undo:
             http = Http(read_seconds=_PATIENCE * self._read_seconds)
             undo.callback(http.close)
@@ -177,8 +192,8 @@ class HubDestination:
             journal: HubJournal | Unkept = Unkept()
             if work is not None and not work.is_complete:
                 work.claim()
-                paths = {part.index: part.path for part in plan.parts}
-                journal = HubJournal(work, parts=paths, every=publication.checkpoint_every, report=report)
+                paths = {file.index: file.path for file in plan.outputs}
+                journal = HubJournal(work, outputs=paths, every=publication.checkpoint_every, report=report)
             sink = HubSink(
                 self._client,
                 http,
@@ -196,11 +211,22 @@ class HubDestination:
         return opened
 
     def _target(self) -> HubRef:
-        """The branch that readers see; the repository and it are made where they are missing."""
+        """The branch that readers see; the repository and it are made where they are missing.
+
+        Raises:
+            DestinationError: it is not what it was when the plan was made.
+        """
         client, branch = self._client, self._publication.branch
-        if self._look() is None:
+        planned, there = self._there, self._look()
+        if (there and there.commit) != (planned and planned.commit):
+            raise DestinationError(
+                f"`{self.name}` moved since the plan was made: expected"
+                f" {planned.commit if planned else 'no repository'}, got {there.commit if there else 'none'}",
+                hint="somebody else writes there; run again",
+            )
+        if there is None:
             retried(lambda: client.create_repo(self.name, private=self._wanted), self._report)
-        if branch is not None and branch not in self._branches():
+        if branch is not None and self._begins:
             retried(
                 lambda: client.call(
                     lambda api: api.create_branch(self.name, branch=branch, exist_ok=True),
@@ -232,8 +258,8 @@ class HubDestination:
         if left is None:
             return None
         state, data = left
-        there = whole(data, state, plan)
-        if there is None:
+        there = readable(data)
+        if there is None or not proof.is_like(there, plan) or proof.check_files(there, state):
             raise DestinationError(
                 f"what an interrupted run left on `{self.name}` is complete, but not what this plan makes",
                 hint="`--restart` gives it up and begins anew",

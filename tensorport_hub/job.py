@@ -11,14 +11,18 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from tensorport_hub.core import card, manifest, model_config
+from tensorport_hub.core.card_snippets import PICKLE_WARNING
+from tensorport_hub.core.encode.jax_pickle import JAX_PICKLE
 from tensorport_hub.core.journal import remaining
+from tensorport_hub.core.layout import safetensors_index
 from tensorport_hub.core.location import FolderLocation, HubLocation, Location, parse_destination
 from tensorport_hub.core.mirror import Mirror
 from tensorport_hub.core.mirror import read as read_mirror
 from tensorport_hub.core.plan import Options
 from tensorport_hub.core.schedule import Schedule
-from tensorport_hub.core.selection import QUANTIZATION_CONFIGS
+from tensorport_hub.core.selection import QUANTIZATION_CONFIGS, is_licence
 from tensorport_hub.core.size import parse_size
+from tensorport_hub.core.tensor import shorten
 from tensorport_hub.core.tiles import demand
 from tensorport_hub.destination import Destination, FolderDestination, Opened, Publication
 from tensorport_hub.edge.hub_source import HubSource
@@ -27,10 +31,10 @@ from tensorport_hub.edge.local import parse_folder
 from tensorport_hub.edge.retry import retried
 from tensorport_hub.engine import Outcome
 from tensorport_hub.engine.budget import Allotment, allot
-from tensorport_hub.errors import UseError
+from tensorport_hub.errors import LimitError, UseError, gather
 from tensorport_hub.hub_destination import HubDestination
 from tensorport_hub.meter import Meter, peak_memory
-from tensorport_hub.ports import Published, Sink
+from tensorport_hub.ports import Published, Sink, Warned
 from tensorport_hub.reading import Reading, read_seconds, source_location
 from tensorport_hub.results import MirrorResult, PlanResult, Stats
 from tensorport_hub.survey import read_small
@@ -44,12 +48,13 @@ class Limits:
 
     workers: int
     max_memory: int
+    large_shards: bool = False
 
     @classmethod
-    def of(cls, workers: int | None, max_memory: str | int) -> Limits:
+    def of(cls, workers: int | None, max_memory: str | int, *, large_shards: bool = False) -> Limits:
         if workers is not None and workers < 1:
             raise UseError(f"workers must be at least 1, got {workers}")
-        return cls(workers or _processors(), parse_size(max_memory))
+        return cls(workers or _processors(), parse_size(max_memory), large_shards)
 
 
 def _processors() -> int:
@@ -77,13 +82,36 @@ class Job(Reading):
         super().__init__(source, revision, token, options, meter)
         try:
             self.destination = self._destination(given or self._default_destination())
-            paths = [part.path for part in self.plan.parts]
-            paths += [carried.path for carried in self.survey.carried]
+            self._refuse_large_files()
+            paths = [file.path for file in self.plan.outputs]
+            paths += [path for carried in self.survey.carried for path in self._places(carried.path)]
+            paths += safetensors_index(self.plan.recipes, self.plan.outputs)
             self.destination.check(self.plan, [*paths, card.PATH, manifest.PATH])
             self.allotment()
+            if JAX_PICKLE.name in options.formats:
+                meter(Warned(PICKLE_WARNING))
         except BaseException:
             self.source.close()
             raise
+
+    def _refuse_large_files(self) -> None:
+        """What no format cuts may be larger than a shard only if that was asked for."""
+        most = self.plan.options.shard_size
+        problems = [
+            f"`{shorten(self.plan.recipes[file.pieces[0].recipe].name)}` alone fills `{file.path}`, which no"
+            f" reader could join if it were cut: expected at most {most} bytes, got {file.size}"
+            for file in self.plan.outputs
+            if file.size > most
+        ]
+        if problems and not self.limits.large_shards:
+            raise gather(LimitError, problems, hint="`--allow-large-shards`, or a larger `--shard-size`")
+
+    def _places(self, path: str) -> list[str]:
+        """Where a small file goes: beside the weights of each format; licences stand at the top as well."""
+        formats = self.plan.options.formats
+        if len(formats) == 1:
+            return [path]
+        return [*([path] if is_licence(path) else []), *(f"{form}/{path}" for form in formats)]
 
     def _default_destination(self) -> Location:
         me = retried(self.client.whoami, self.meter)
@@ -108,13 +136,16 @@ class Job(Reading):
         Raises:
             LimitError: it is too small.
         """
-        streams = self.destination.streams
+        streams, at_once = self.destination.streams, self.plan.files_at_once
         return allot(
             self.limits.max_memory,
-            workers=min(self.limits.workers, _XET_STREAMS) if streams else self.limits.workers,
+            workers=min(self.limits.workers, max(_XET_STREAMS // at_once, 1))
+            if streams
+            else self.limits.workers,
             files=len(self.plan.files),
-            writer_nbytes=STREAM_NBYTES if streams else 2 << 20,
+            writer_nbytes=(STREAM_NBYTES if streams else 2 << 20) * at_once,
             demand=demand(self.plan),
+            ordered=self.plan.is_ordered,
         )
 
     @cached_property
@@ -127,7 +158,6 @@ class Job(Reading):
     def preview(self) -> PlanResult:
         """What a run would do."""
         plan, allotment, destination = self.plan, self.allotment(), self.destination
-        largest = max((part.size for part in plan.parts), default=0)
         staged = self._publication.transfer == "lfs" and isinstance(destination, HubDestination)
         return PlanResult(
             plan,
@@ -142,13 +172,13 @@ class Job(Reading):
             self.schedule.bytes_again(),
             len(plan.recipes),
             plan.parameters,
-            len(plan.parts),
-            len(destination.inherited.parts),
+            len(plan.outputs),
+            len(destination.inherited.made),
             plan.shards,
             plan.bytes_out,
-            sum(part.size for part in destination.inherited.parts.values()),
+            sum(made.size for made in destination.inherited.made.values()),
             self.limits.max_memory,
-            min(self._publication.max_disk, allotment.workers * largest) if staged else 0,
+            min(self._publication.max_disk, allotment.workers * plan.bytes_at_once) if staged else 0,
             tuple(self.meter.warnings),
         )
 
@@ -160,7 +190,7 @@ class Job(Reading):
         """The sink and the journal; a missing repository is created here."""
         plan, stamp = self.plan, self.source.stamp
         key = hashlib.sha256(f"{plan.fingerprint}{stamp}".encode()).hexdigest() if stamp else plan.fingerprint
-        return self.destination.open(plan, key, writers=self.allotment().workers)
+        return self.destination.open(plan, key, writers=self.allotment().workers * plan.files_at_once)
 
     def publish(self, sink: Sink, outcome: Outcome) -> tuple[Mirror, Published]:
         """Carried files, card and manifest, then the commit."""
@@ -187,9 +217,11 @@ class Job(Reading):
         for carried in self.survey.carried:
             if decoded and carried.path in QUANTIZATION_CONFIGS:
                 continue
-            files[carried.path] = read_small(self.source, carried.file)
-        if decoded and model_config.PATH in files:
-            files[model_config.PATH] = model_config.without_quantization(self.survey.config)
+            data = read_small(self.source, carried.file)
+            if decoded and carried.path == model_config.PATH:
+                data = model_config.without_quantization(self.survey.config)
+            files |= dict.fromkeys(self._places(carried.path), data)
+        files |= safetensors_index(self.plan.recipes, self.plan.outputs)
         files[card.PATH] = card.build(self.plan, source_card=self.survey.card, losses=outcome.losses)
         return sorted(files.items())
 
@@ -206,7 +238,7 @@ class Job(Reading):
             Stats(
                 len(plan.recipes),
                 plan.parameters,
-                len(plan.parts),
+                len(plan.outputs),
                 meter.kept,
                 meter.resumed,
                 meter.bytes_read,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 
@@ -16,9 +17,11 @@ from tensorport_hub.ports import (
     Warned,
 )
 
+logger = logging.getLogger("tensorport_hub")
+
 
 class Meter:
-    """Counts what a run reports, and passes it on."""
+    """Counts what a run reports, and passes it on; what the callback raises is logged, and ends there."""
 
     def __init__(self, on_event: Callable[[Event], object] | None) -> None:
         self._on_event = on_event
@@ -43,8 +46,12 @@ class Meter:
                     self.verified += 1
                 case Warned(message=message):
                     self.warnings.append(message)
-        if self._on_event is not None:
+        if self._on_event is None:
+            return
+        try:
             self._on_event(event)
+        except Exception:
+            logger.exception("the report callback raised on %r", event)
 
 
 def peak_memory() -> int | None:

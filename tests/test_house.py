@@ -34,6 +34,7 @@ FLOORS = {
     "files": 5,
     "lazy": 6,
     "hub_destination": 6,
+    "asked": 6,
     "job": 7,
     "audit": 7,
     "checkpoint": 7,

@@ -12,123 +12,19 @@ import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import FrameType
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import click
 
 from tensorport_hub import __version__
-from tensorport_hub.cli import local, many
+from tensorport_hub.cli import local, many, options
 from tensorport_hub.errors import TensorportError, VerificationError
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 class _Terminated(KeyboardInterrupt):
     """SIGTERM came."""
-
-
-def _group(*options: Callable[[F], F]) -> Callable[[F], F]:
-    """Several options as one decorator, shown in this order."""
-
-    def decorate(command: F) -> F:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
-
-
-_source_options = _group(
-    click.option("--revision", metavar="REV", help="Source branch, tag or commit (main)."),
-    click.option("--subfolder", metavar="DIR", help="Folder of the source that holds the model."),
-    click.option(
-        "--allow-patterns", metavar="GLOB", multiple=True, help="Files that are the model; may be repeated."
-    ),
-    click.option("--include", metavar="GLOB", multiple=True, help="Only these tensors; may be repeated."),
-    click.option("--exclude", metavar="GLOB", multiple=True, help="Not these tensors; may be repeated."),
-)
-_content_options = _group(
-    click.option(
-        "--precision",
-        type=click.Choice(["keep", "bfloat16", "float16", "float32"]),
-        default="keep",
-        show_default=True,
-        help="What floats are rounded to, once.",
-    ),
-    click.option(
-        "--quantized",
-        type=click.Choice(["decode", "keep"]),
-        default="decode",
-        show_default=True,
-        help="Decode packed weights, or copy them as they are stored.",
-    ),
-    click.option(
-        "--on-overflow",
-        type=click.Choice(["error", "inf", "saturate"]),
-        default="error",
-        show_default=True,
-        help="A finite value that the precision can't hold.",
-    ),
-    click.option(
-        "--on-underflow",
-        type=click.Choice(["report", "error"]),
-        default="report",
-        show_default=True,
-        help="Non-zero values that become 0.",
-    ),
-    click.option(
-        "--shard-size", metavar="SIZE", default="1.8GB", show_default=True, help="Bytes a shard may hold."
-    ),
-    click.option("--allow-large-shards", is_flag=True, help="Let shards pass 2 GB."),
-    click.option(
-        "--verify-source",
-        type=click.Choice(["auto", "whole", "no"]),
-        default="auto",
-        show_default=True,
-        help="Check the sha256 of whole source files.",
-    ),
-)
-_limit_options = _group(
-    click.option("--workers", type=int, metavar="N", help="Parts in flight (number of processors)."),
-    click.option(
-        "--max-memory", metavar="SIZE", default="1GB", show_default=True, help="Cap on peak memory."
-    ),
-    click.option("--max-disk", metavar="SIZE", help="Cap on staging bytes (two shards)."),
-)
-_hub_options = _group(
-    click.option(
-        "--transfer",
-        type=click.Choice(["auto", "xet", "lfs"]),
-        default="auto",
-        show_default=True,
-        help="How the Hub gets the bytes.",
-    ),
-    click.option(
-        "--private/--public", default=None, help="Visibility of a new repository (as the source's)."
-    ),
-    click.option("--i-have-rights", is_flag=True, help="A gated or private source may be published openly."),
-    click.option(
-        "--checkpoint-every",
-        metavar="SIZE",
-        default="20GB",
-        show_default=True,
-        help="How much a crash may cost.",
-    ),
-    click.option("--pr", "create_pr", is_flag=True, help="Leave an open pull request."),
-    click.option("--branch", metavar="B", help="Publish on this branch (main)."),
-)
-_restart_option = click.option(
-    "--restart/--resume", default=False, help="Begin anew, or continue an interrupted run (--resume)."
-)
-_token_option = click.option("--token", metavar="T", help="Hub token (HF_TOKEN, or `hf auth login`).")
-_output_options = _group(
-    click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout at the end."),
-    click.option("-q", "--quiet", is_flag=True, help="Errors and warnings only."),
-    click.option("-v", "--verbose", is_flag=True, help="Logs, and tracebacks of errors."),
-    click.option("--no-progress", is_flag=True, help="No live bar."),
-)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -141,24 +37,24 @@ def cli() -> None:
 @click.argument("src", required=False)
 @click.argument("dst", required=False)
 @many.from_file_option
-@_source_options
-@_content_options
-@_limit_options
-@_hub_options
-@_restart_option
+@options.source
+@options.content
+@options.limit
+@options.hub
+@options.restart
 @click.option("--commit-message", metavar="TEXT", help="Message of the commit.")
-@_token_option
-@_output_options
-def mirror(src: str | None, dst: str | None, from_file: str | None, **options: Any) -> None:
+@options.token
+@options.output
+def mirror(src: str | None, dst: str | None, from_file: str | None, **given: Any) -> None:
     """Read SRC range by range, decode it, publish it as DST.
 
     SRC is org/model, org/model@revision, hf://org/model@revision/subfolder or a folder. DST is org/name
     on the Hub (default: YOU/model-npy) or a folder such as ./out.
     """
     if from_file is not None:
-        many.mirror(from_file, src, options, _display)
+        many.mirror(from_file, src, given, _display)
     elif src is not None:
-        _mirror(src, dst, options)
+        _mirror(src, dst, given)
     else:
         raise click.UsageError("Missing argument 'SRC' (or --from-file FILE)")
 
@@ -166,26 +62,26 @@ def mirror(src: str | None, dst: str | None, from_file: str | None, **options: A
 @cli.command()
 @click.option("--input", "src", required=True, metavar="PATH|ID", help="A folder, or org/model.")
 @click.option("--output", "dst", required=True, metavar="DIR", help="The folder to make.")
-@_source_options
-@_content_options
-@_limit_options
-@_restart_option
-@_token_option
-@_output_options
-def convert(src: str, dst: str, **options: Any) -> None:
+@options.source
+@options.content
+@options.limit
+@options.restart
+@options.token
+@options.output
+def convert(src: str, dst: str, **given: Any) -> None:
     """Decode a model into a local folder."""
     from tensorport_hub.edge.local import parse_folder
 
-    _mirror(src, str(parse_folder(dst)), options)
+    _mirror(src, str(parse_folder(dst)), given)
 
 
-def _mirror(src: str, dst: str | None, options: dict[str, Any]) -> None:
-    as_json, quiet = options.pop("as_json"), bool(options["quiet"])
-    with _display(options) as show:
+def _mirror(src: str, dst: str | None, given: dict[str, Any]) -> None:
+    as_json, quiet = given.pop("as_json"), bool(given["quiet"])
+    with _display(given) as show:
         from tensorport_hub import api
         from tensorport_hub.cli import show as shown
 
-        result = api.mirror(src, dst, on_event=show, **options)
+        result = api.mirror(src, dst, on_event=show, **given)
     shown.step_summary(result)
     if as_json:
         shown.as_json(shown.mirror_json(result))
@@ -196,20 +92,20 @@ def _mirror(src: str, dst: str | None, options: dict[str, Any]) -> None:
 @cli.command()
 @click.argument("src")
 @click.argument("dst", required=False)
-@_source_options
-@_content_options
-@_limit_options
-@_hub_options
-@_token_option
-@_output_options
-def plan(src: str, dst: str | None, **options: Any) -> None:
+@options.source
+@options.content
+@options.limit
+@options.hub
+@options.token
+@options.output
+def plan(src: str, dst: str | None, **given: Any) -> None:
     """Say what `mirror` would do; read no weights, write nothing."""
-    as_json = options.pop("as_json")
-    with _display(options) as show:
+    as_json = given.pop("as_json")
+    with _display(given) as show:
         from tensorport_hub import api
         from tensorport_hub.cli import show as shown
 
-        result = api.plan(src, dst, on_event=show, **options)
+        result = api.plan(src, dst, on_event=show, **given)
     if as_json:
         shown.as_json(shown.plan_json(result))
     else:
@@ -218,18 +114,18 @@ def plan(src: str, dst: str | None, **options: Any) -> None:
 
 @cli.command()
 @click.argument("src")
-@_source_options
+@options.source
 @click.option("--all", "every", is_flag=True, help="List every tensor.")
-@_token_option
-@_output_options
-def inspect(src: str, every: bool, **options: Any) -> None:
+@options.token
+@options.output
+def inspect(src: str, every: bool, **given: Any) -> None:
     """Show tensors, dtypes, schemes and true parameter counts of SRC, from headers alone."""
-    as_json = options.pop("as_json")
-    with _display(options) as show:
+    as_json = given.pop("as_json")
+    with _display(given) as show:
         from tensorport_hub import api
         from tensorport_hub.cli import show as shown
 
-        result = api.inspect(src, on_event=show, **options)
+        result = api.inspect(src, on_event=show, **given)
     if as_json:
         from dataclasses import asdict
 
@@ -248,19 +144,19 @@ def inspect(src: str, every: bool, **options: Any) -> None:
 @click.option("--seed", type=int, metavar="N", help="Of the draw (a new one, which is printed).")
 @click.option("--workers", type=int, metavar="N", help="Parts in flight (number of processors).")
 @click.option("--max-memory", metavar="SIZE", default="1GB", show_default=True, help="Cap on peak memory.")
-@_token_option
-@_output_options
-def verify(dst: str, **options: Any) -> None:
+@options.token
+@options.output
+def verify(dst: str, **given: Any) -> None:
     """Prove that DST (org/name, a folder, a git clone) is what its manifest says.
 
-    Without options nothing of it is downloaded: sizes and digests are those that the Hub states itself.
+    Without given nothing of it is downloaded: sizes and digests are those that the Hub states itself.
     """
-    as_json = options.pop("as_json")
-    with _display(options) as show:
+    as_json = given.pop("as_json")
+    with _display(given) as show:
         from tensorport_hub import api
         from tensorport_hub.cli import show as shown
 
-        result = api.verify(dst, on_event=show, **options)
+        result = api.verify(dst, on_event=show, **given)
     if as_json:
         from dataclasses import asdict
 
@@ -275,10 +171,10 @@ cli.add_command(local.devhub)
 cli.add_command(local.demo)
 
 
-def _display(options: dict[str, Any]) -> Any:
-    """Take the output options out of `options`; the display that they ask for."""
-    quiet, verbose = options.pop("quiet"), options.pop("verbose")
-    no_progress = options.pop("no_progress")
+def _display(given: dict[str, Any]) -> Any:
+    """Take the output options out of `given`; the display that they ask for."""
+    quiet, verbose = given.pop("quiet"), given.pop("verbose")
+    no_progress = given.pop("no_progress")
     if verbose:
         logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(name)s: %(message)s")
     from tensorport_hub.cli.progress import display

@@ -37,8 +37,16 @@ def mirror_json(result: MirrorResult) -> dict[str, Any]:
 def plan_json(result: PlanResult) -> dict[str, Any]:
     """What `plan --json` prints: the numbers, and every file with its size."""
     shown = {f.name: getattr(result, f.name) for f in fields(result) if f.name != "plan"}
-    files = [{"path": part.path, "size": part.size} for part in result.plan.parts]
-    return {**shown, "revision": result.plan.commit, "fingerprint": result.plan.fingerprint, "files": files}
+    files = [{"path": file.path, "size": file.size} for file in result.plan.outputs]
+    plan = result.plan
+    return {
+        **shown,
+        "revision": plan.commit,
+        "fingerprint": plan.fingerprint,
+        "formats": plan.options.formats,
+        "experts": plan.options.experts,
+        "files": files,
+    }
 
 
 def mirror_text(result: MirrorResult) -> str:
@@ -80,6 +88,7 @@ def plan_text(result: PlanResult) -> str:
             f"{format_size(result.bytes_again)} ({share:.1f} %), forced by order or by the memory cap",
         ),
         ("writes", f"{format_size(result.bytes_out)} in {result.parts:,} files, {result.shards} shards"),
+        ("formats", _formats(result)),
         ("tensors", f"{result.tensors:,} with {result.parameters:,} parameters"),
         ("publishes", _publication(result)),
         ("memory", f"at most {format_size(result.memory)}"),
@@ -90,6 +99,13 @@ def plan_text(result: PlanResult) -> str:
         kept = f"{format_size(result.bytes_kept)} of it in {result.parts_kept:,} files that are there already"
         rows.insert(5, ("keeps", kept))
     return "\n".join(f"{name:12} {text}" for name, text in rows)
+
+
+def _formats(result: PlanResult) -> str:
+    options = result.plan.options
+    stacked = ", experts stacked" if options.experts == "stacked" else ""
+    together = ", decoded and written one tensor after another" if result.plan.is_ordered else ""
+    return ", ".join(options.formats) + stacked + together
 
 
 def _publication(result: PlanResult) -> str:

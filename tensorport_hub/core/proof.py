@@ -7,15 +7,17 @@ compared by what both sides know.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from tensorport_hub.core import manifest
 from tensorport_hub.core.digest import SourceFile
+from tensorport_hub.core.layout import OutFile, Piece
 from tensorport_hub.core.manifest import FileEntry
 from tensorport_hub.core.mirror import Mirror
-from tensorport_hub.core.plan import Part, Plan
+from tensorport_hub.core.plan import Plan
 from tensorport_hub.core.recipe import Recipe
 
 UNLISTED = frozenset({manifest.PATH, ".gitattributes"})
@@ -65,7 +67,7 @@ def check_totals(mirror: Mirror) -> list[Fault]:
         "tensors": len(plan.recipes),
         "parameters": plan.parameters,
         "bytes": plan.bytes_out,
-        "shards": len({part.shard for part in plan.parts}),
+        "shards": plan.shards,
     }
     stated = mirror.text.get("totals")
     return [
@@ -110,8 +112,8 @@ def check_plan(mirror: Mirror, fresh: Plan) -> list[Fault]:
     """Compare the manifest with what the same version makes of the same source and options today."""
     if fresh.version != mirror.plan.version:
         return []
-    told = {recipe.name: _told(recipe, parts) for recipe, parts in _by_recipe(mirror.plan)}
-    true = {recipe.name: _told(recipe, parts) for recipe, parts in _by_recipe(fresh)}
+    told = {recipe.name: _told(recipe, pieces) for recipe, pieces in _by_recipe(mirror.plan)}
+    true = {recipe.name: _told(recipe, pieces) for recipe, pieces in _by_recipe(fresh)}
     faults = [
         Fault(name, f"{key}: the manifest says {told[name][key]}, the source makes it {true[name][key]}")
         for name in sorted(told.keys() & true.keys())
@@ -129,27 +131,31 @@ def check_plan(mirror: Mirror, fresh: Plan) -> list[Fault]:
 
 def is_of(mirror: Mirror, plan: Plan) -> bool:
     """Whether a mirror is what `plan` makes, by whatever version of this tool; never of a folder."""
-    return plan.repo is not None and (mirror.plan.repo, mirror.plan.commit, asdict(mirror.plan.options)) == (
-        plan.repo,
-        plan.commit,
-        asdict(plan.options),
-    )
+    return plan.repo is not None and is_like(mirror, plan)
 
 
-def _by_recipe(plan: Plan) -> Iterator[tuple[Recipe, list[Part]]]:
-    parts: dict[int, list[Part]] = {}
-    for part in plan.parts:
-        parts.setdefault(part.recipe, []).append(part)
+def is_like(mirror: Mirror, plan: Plan) -> bool:
+    """As `is_of`, but a folder counts as the same one where its headers are the same."""
+    there = mirror.plan
+    return (there.repo, there.commit, there.options) == (plan.repo, plan.commit, plan.options)
+
+
+def _by_recipe(plan: Plan) -> Iterator[tuple[Recipe, list[tuple[OutFile, Piece]]]]:
+    pieces: dict[int, list[tuple[OutFile, Piece]]] = defaultdict(list)
+    for file in plan.outputs:
+        for piece in file.pieces:
+            pieces[piece.recipe].append((file, piece))
     for number, recipe in enumerate(plan.recipes):
-        yield recipe, parts.get(number, [])
+        yield recipe, pieces[number]
 
 
-def _told(recipe: Recipe, parts: Sequence[Part]) -> Mapping[str, Any]:
+def _told(recipe: Recipe, pieces: Sequence[tuple[OutFile, Piece]]) -> Mapping[str, Any]:
     decoder = recipe.decoder
     return {
         "dtype": recipe.dtype.name,
         "shape": list(recipe.shape),
         "decoder": {"scheme": decoder.scheme, **decoder.params},
+        "rows of the decoder": (recipe.every, recipe.swapped),
         "stored tensors": [(t.name, t.dtype.name, t.shape, t.file, t.start, t.stop) for t in decoder.inputs],
-        "files": [(part.path, part.size, part.rows) for part in parts],
+        "files": [(file.path, file.size, piece.rows) for file, piece in pieces],
     }

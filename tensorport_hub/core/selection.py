@@ -169,7 +169,7 @@ def _travels(file: SourceFile, prefix: str) -> bool:
     name = file.path.removeprefix(prefix) if file.path.startswith(prefix) else None
     if file.size > CARRIED_LIMIT or file.path.lower().endswith(_NEVER) or _UNSAFE.search(file.path):
         return False
-    if "/" not in file.path and any(fnmatchcase(file.path, pattern) for pattern in _LICENCES):
+    if "/" not in file.path and is_licence(file.path):
         return True
     if name is None or name.endswith(INDEX):
         return False
@@ -177,6 +177,11 @@ def _travels(file: SourceFile, prefix: str) -> bool:
     return any(
         fnmatchcase(name, pattern) and pattern.count("/") == depth for pattern in (*_CARRIED, *_LICENCES)
     )
+
+
+def is_licence(path: str) -> bool:
+    """Whether a file at the top of a mirror says what may be done with it."""
+    return any(fnmatchcase(path, pattern) for pattern in _LICENCES)
 
 
 def carried_name(path: str, subfolder: str | None) -> str:

@@ -6,7 +6,8 @@
 
 `ObjectStore` keeps plain blobs as `objects/aa/bb/<sha256>`. Bytes are written to a temporary file,
 hashed as they pass, refused when the digest is not the announced one, and renamed into place: an
-object that exists is whole and right. `Blobs` asks the store first and then each other place.
+object that exists is whole and right. A store that drops large objects hashes them all the same, and
+remembers size and digest. `Blobs` asks the store first and then each other place.
 """
 
 from __future__ import annotations
@@ -94,11 +95,29 @@ class MemoryBlob:
         yield self.data[start:stop]
 
 
-class ObjectStore:
-    """Plain files, content-addressed. Safe from several threads and processes."""
+@dataclass(frozen=True)
+class DroppedBlob:
+    """A blob that was checked when it came, and not kept."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    sha256: str
+    size: int
+    xet_hash: str | None = None
+    path: Path | None = None
+
+    def read(self, start: int, stop: int) -> Iterator[bytes]:
+        raise OSError(f"the bytes of `{self.sha256}` were checked and dropped")
+
+
+class ObjectStore:
+    """Plain files, content-addressed. Safe from several threads and processes.
+
+    Args:
+        drop_above: bytes above which an uploaded object is checked and dropped; None keeps all.
+    """
+
+    def __init__(self, root: Path, *, drop_above: int | None = None) -> None:
+        self.root, self.drop_above = root, drop_above
+        self._dropped: dict[str, DroppedBlob] = {}
         self.incoming = root / "incoming"
         self.incoming.mkdir(parents=True, exist_ok=True)
 
@@ -111,18 +130,22 @@ class ObjectStore:
     def path(self, sha256: str) -> Path:
         return self.root / sha256[:2] / sha256[2:4] / sha256
 
-    def find(self, sha256: str) -> FileBlob | None:
+    def find(self, sha256: str) -> Blob | None:
         path = self.path(sha256)
         try:
             return FileBlob(sha256, path.stat().st_size, path)
         except FileNotFoundError:
-            return None
+            return self._dropped.get(sha256)
+
+    def drop(self, sha256: str, size: int) -> DroppedBlob:
+        """Remember an object that was not kept."""
+        return self._dropped.setdefault(sha256, DroppedBlob(sha256, size))
 
     def receive(self, limit: int | None = None) -> Incoming:
         """A new object under way, of at most `limit` bytes; its digest need not be known yet."""
         return Incoming(self, limit)
 
-    def put(self, blocks: Iterable[bytes], expected: str | None = None) -> FileBlob:
+    def put(self, blocks: Iterable[bytes], expected: str | None = None) -> Blob:
         """Store `blocks`; with `expected`, refuse bytes of another sha256."""
         incoming = self.receive()
         try:
@@ -148,7 +171,9 @@ class Incoming:
         self._store = store
         self._limit = limit
         self._temporary = store.incoming / secrets.token_hex(16)
-        self._file = self._temporary.open("wb", buffering=0)
+        self._drops = limit is not None and store.drop_above is not None and limit > store.drop_above
+        target = os.devnull if self._drops else self._temporary
+        self._file = open(target, "wb", buffering=0)  # noqa: SIM115 (closed by finish or abort)
         self._hash = hashlib.sha256()
         self.size = 0
 
@@ -161,11 +186,13 @@ class Incoming:
             view = view[self._file.write(view) :]
         self.size += len(block)
 
-    def finish(self, expected: str | None = None) -> FileBlob:
+    def finish(self, expected: str | None = None) -> Blob:
         self._file.close()
         found = self._hash.hexdigest()
         if expected is not None and found != expected:
             raise WrongDigest(f"expected sha256 `{expected}`, got `{found}` ({self.size} bytes)")
+        if self._drops:
+            return self._store.drop(found, self.size)
         return self._store.adopt(self._temporary, found)
 
     def abort(self) -> None:

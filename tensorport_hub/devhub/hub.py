@@ -30,6 +30,7 @@ from tensorport_hub.devhub.multipart import Uploads
 from tensorport_hub.devhub.refusals import Refusal, bad_request
 from tensorport_hub.devhub.repos import Repo, Repos
 from tensorport_hub.devhub.signing import Signer
+from tensorport_hub.devhub.synthetic import Synthetic
 from tensorport_hub.devhub.traffic import Traffic
 from tensorport_hub.devhub.webhooks import Webhooks
 
@@ -45,6 +46,7 @@ class Settings:
     tree_page: int = 1000
     rate_limits: Mapping[str, int] = field(default_factory=dict)
     rate_window: float = 300.0
+    drop_above: int | None = None
 
     def __post_init__(self) -> None:
         if self.xet not in ("http", "local", "off"):
@@ -66,7 +68,9 @@ class Hub:
         self.history = History(self.db)
         self.discussions = Discussions(self.db)
         self.webhooks = Webhooks(self.db)
-        self.blobs = Blobs(ObjectStore(self.root / "objects"))
+        self.blobs = Blobs(ObjectStore(self.root / "objects", drop_above=settings.drop_above))
+        self.synthetic = Synthetic()
+        self.blobs.add(self.synthetic)
         self.uploads = Uploads(self.blobs.objects)
         self.signer = Signer(self.db.remembered("signing key", secrets.token_hex(32)))
         self.faults = Faults()

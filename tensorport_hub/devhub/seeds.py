@@ -13,17 +13,18 @@ from pathlib import Path
 
 from tensorport_hub.devhub import gitattributes
 from tensorport_hub.devhub.accounts import new_token
-from tensorport_hub.devhub.blobs import BLOCK, FileBlob, ObjectStore
+from tensorport_hub.devhub.blobs import BLOCK, Blob, ObjectStore
 from tensorport_hub.devhub.commits import ATTRIBUTES, Draft, check_path, record
 from tensorport_hub.devhub.history import Commit
 from tensorport_hub.devhub.hub import Hub, Settings
 from tensorport_hub.devhub.repo_api import found_repo, head_of
 from tensorport_hub.devhub.repos import Repo
+from tensorport_hub.devhub.synthetic import SyntheticFile
 from tensorport_hub.devhub.trees import Entry, git_blob_oid, lfs_entry
 
 ME = "me"
 SKIPPED = (".git", ".cache")
-Content = Path | str | Mapping[str, bytes]
+Content = Path | str | Mapping[str, bytes] | Mapping[str, bytes | SyntheticFile]
 
 
 def default_token(hub: Hub) -> str:
@@ -33,8 +34,8 @@ def default_token(hub: Hub) -> str:
     return hub.accounts.add_token(ME, token=token)
 
 
-def _sources(content: Content) -> Iterator[tuple[str, Path | bytes]]:
-    """(path in the repository, file or bytes); `.gitattributes` first, because it rules the others."""
+def _sources(content: Content) -> Iterator[tuple[str, Path | bytes | SyntheticFile]]:
+    """(path in the repository, file or content); `.gitattributes` first, because it rules the others."""
     if isinstance(content, Mapping):
         yield from sorted(content.items(), key=lambda item: (item[0] != ATTRIBUTES, item[0]))
         return
@@ -60,12 +61,15 @@ def _blocks(source: Path | bytes) -> Iterator[bytes]:
             yield block
 
 
-def _store(objects: ObjectStore, source: Path | bytes) -> FileBlob:
+def _store(objects: ObjectStore, source: Path | bytes) -> Blob:
     return objects.put(_blocks(source))
 
 
-def _entry(hub: Hub, rules: gitattributes.Rules, path: str, source: Path | bytes) -> Entry:
+def _entry(hub: Hub, rules: gitattributes.Rules, path: str, source: Path | bytes | SyntheticFile) -> Entry:
     """Store one file and describe it."""
+    if isinstance(source, SyntheticFile):
+        hub.synthetic.add(source)
+        return lfs_entry(path, source.sha256, source.size)
     size = len(source) if isinstance(source, bytes) else source.stat().st_size
     sample = next(_blocks(source), b"")[: gitattributes.SAMPLE_NBYTES]
     blob = _store(hub.blobs.objects, source)

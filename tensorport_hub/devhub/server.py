@@ -36,7 +36,11 @@ READ_BUFFER = 1 << 20
 
 
 class DevHub:
-    """A Hub on loopback, over one root directory. A context manager; or `start` and `stop`."""
+    """A Hub on loopback, over one root directory. A context manager; or `start` and `stop`.
+
+    Args:
+        drop_above: bytes above which an uploaded LFS object is checked and dropped; None keeps all.
+    """
 
     def __init__(
         self,
@@ -51,11 +55,19 @@ class DevHub:
         tree_page: int = 1000,
         rate_limits: Mapping[str, int] | None = None,
         rate_window: float = 300.0,
+        drop_above: int | None = None,
     ) -> None:
         self.root = Path(root)
         self._ports = port, cdn_port
         self._settings = Settings(
-            xet, url_seconds, multipart_above, part_size, tree_page, rate_limits or {}, rate_window
+            xet,
+            url_seconds,
+            multipart_above,
+            part_size,
+            tree_page,
+            rate_limits or {},
+            rate_window,
+            drop_above,
         )
         self._hub: Hub | None = None
         self._serving: _Serving | None = None

@@ -77,6 +77,8 @@ def locked(path: Path) -> IO[bytes] | None:
         return file
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            raise FileNotFoundError  # whoever held it removed it meanwhile, and another may hold a new one
     except OSError:
         file.close()
         return None

@@ -2,7 +2,7 @@
 
 A checkpoint is due once so many bytes, files or minutes have come together since the last one. It happens in
 the call that finds it due, while other workers wait with what they finished: so a crash costs at most what
-one checkpoint holds, and the parts in flight. The Hub takes about 128 commits an hour of one account: once
+one checkpoint holds, and the files in flight. The Hub takes about 128 commits an hour of one account: once
 all runs of this process have made `CHECKPOINTS_AN_HOUR`, the next one waits and gathers more (`pace`).
 """
 
@@ -14,7 +14,7 @@ from contextlib import suppress
 from time import monotonic
 
 from tensorport_hub.core import journal
-from tensorport_hub.core.journal import Entry, MadePart, Progress
+from tensorport_hub.core.journal import Entry, MadeFile, Progress
 from tensorport_hub.edge.hub_work import COMMIT_FILES, Work
 from tensorport_hub.edge.pace import CHECKPOINTS_AN_HOUR
 from tensorport_hub.errors import DestinationError, TensorportError
@@ -29,12 +29,12 @@ class HubJournal:
 
     Args:
         work: the ref that keeps them.
-        parts: the plan's parts: number -> path.
+        outputs: the plan's output files: number -> path.
         every: bytes after which a checkpoint is due.
     """
 
-    def __init__(self, work: Work, *, parts: Mapping[int, str], every: int, report: Report) -> None:
-        self._work, self._paths, self._every, self._report = work, parts, every, report
+    def __init__(self, work: Work, *, outputs: Mapping[int, str], every: int, report: Report) -> None:
+        self._work, self._paths, self._every, self._report = work, outputs, every, report
         self.progress: Progress = journal.gathered(self._kept_before())
         self._entries: list[Entry] = []
         self._receipts: list[Receipt] = []
@@ -47,12 +47,12 @@ class HubJournal:
             name = f"journal-{number:05d}.jsonl"
             if journal.key_of(data, name=name) != self._work.key:
                 raise DestinationError(f"journal `{name}` is another plan's", hint="`--restart` begins anew")
-            yield from journal.entries(data, parts=self._paths.keys(), name=name)
+            yield from journal.entries(data, outputs=self._paths.keys(), name=name)
 
     def add(self, entry: Entry) -> None:
         with self._lock:
             self._entries.append(entry)
-            if isinstance(entry, MadePart):
+            if isinstance(entry, MadeFile):
                 self._receipts.append(Receipt(self._paths[entry.index], entry.size, entry.sha256))
                 self._nbytes += entry.size
             if self._is_due():
@@ -68,6 +68,12 @@ class HubJournal:
         with suppress(TensorportError), self._lock:
             while self._entries:
                 self._checkpoint()
+
+    def end(self) -> None:
+        """The last commit has all of it: there is nothing to keep any more."""
+        with self._lock:
+            self._entries.clear()
+            self._receipts.clear()
 
     def flush(self) -> None:
         """Checkpoints until what is left fits the last commit."""
@@ -89,7 +95,7 @@ class HubJournal:
         """Commit at most `COMMIT_FILES` of the files, with the entries up to there."""
         batch, files = 0, 0
         while batch < len(self._entries) and files < COMMIT_FILES:
-            files += isinstance(self._entries[batch], MadePart)
+            files += isinstance(self._entries[batch], MadeFile)
             batch += 1
         entries, receipts = self._entries[:batch], self._receipts[:files]
         lines = journal.heading(self._work.key) + journal.lines(entries)

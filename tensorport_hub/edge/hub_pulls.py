@@ -15,6 +15,9 @@ from tensorport_hub.edge.retry import ATTEMPTS, pause, retried
 from tensorport_hub.errors import DestinationError, TensorportError
 from tensorport_hub.ports import Report
 
+_OTHERS = 10
+"""Pull requests of other accounts that are looked at."""
+
 
 @dataclass(frozen=True)
 class PullRequest:
@@ -40,8 +43,11 @@ class PullRequests:
     def url(self, num: int) -> str:
         return f"{self._client.endpoint}/{self._repo_id}/discussions/{num}"
 
-    def open_ones(self) -> list[PullRequest]:
-        """Those that are neither merged nor closed, the lowest number first."""
+    def open_ones(self, me: str, title: str) -> list[PullRequest]:
+        """Those that are neither merged nor closed, the lowest number first: all of the account `me`.
+
+        Of others' only a few, with that title before: each costs a request, and anybody may open any number.
+        """
         listed = retried(
             lambda: self._client.call(
                 lambda api: list(
@@ -53,7 +59,9 @@ class PullRequests:
             ),
             self._report,
         )
-        return [self.look_up(num) for num in sorted(found.num for found in listed)]
+        own = [found.num for found in listed if found.author == me]
+        others = sorted((f.title != title, f.num) for f in listed if f.author != me)
+        return [self.look_up(num) for num in sorted([*own, *(num for _, num in others[:_OTHERS])])]
 
     def look_up(self, num: int) -> PullRequest:
         found = retried(

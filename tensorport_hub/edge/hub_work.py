@@ -13,6 +13,7 @@ commit of pointers on the target.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import secrets
 from collections.abc import Collection, Mapping, Sequence
@@ -45,12 +46,21 @@ class Request:
         title: of the pull request, and of the commit that publishes.
         me: the account.
         branch: publish there; None is `main`, by way of a pull request.
+        offer: the pull request is what is wanted, so no branch will do.
     """
 
     key: str
     title: str
     me: str
     branch: str | None
+    offer: bool
+
+    @property
+    def work_branch(self) -> str:
+        """The branch that keeps the work where no pull request does; each target has its own."""
+        if self.branch is None:
+            return f"tensorport/{self.key}"
+        return f"tensorport/{hashlib.sha256(f'{self.key} {self.branch}'.encode()).hexdigest()}"
 
 
 class Work:
@@ -197,25 +207,35 @@ class Work:
                 pause(error, failures, ref.report)
 
 
-def open_work(target: HubRef, request: Request, *, restart: bool) -> Work:
-    """Find what an earlier run of the plan left, or begin; `restart` gives up what is found.
+def open_work(target: HubRef, request: Request, *, restart: bool, needed: bool) -> Work | None:
+    """Find what an earlier run of the plan left; where there is nothing, begin if that is `needed`.
+
+    Args:
+        restart: give up what is found.
 
     Raises:
         DestinationError: the target moved since the earlier run began, or nothing may be written.
     """
     if request.branch is None:
         try:
-            return _pull_request(target, request, restart=restart)
+            found = _pull_request(target, request, restart=restart, needed=needed)
+            if found is not None or not needed:
+                return found
         except Forbidden as error:
+            if request.offer:
+                raise
             target.report(Warned(f"{error.message}: a branch is used instead"))
-    return _branch(target, request, restart=restart)
+    return _branch(target, request, restart=restart, needed=needed)
 
 
-def _pull_request(target: HubRef, request: Request, *, restart: bool) -> Work:
+def _pull_request(target: HubRef, request: Request, *, restart: bool, needed: bool) -> Work | None:
     pulls = PullRequests(target.client, target.repo_id, target.report)
     if restart:
         _close_own(pulls, request, "given up by `--restart`")
-    own = _own(pulls, target, request, tell=True) or _create(pulls, target, request)
+    own = _own(pulls, target, request, tell=True)
+    if not own and not needed:
+        return None
+    own = own or _create(pulls, target, request)
     first, *others = own
     for num in others:
         pulls.set_status(num, "closed", f"#{first} is this plan's pull request")
@@ -273,9 +293,9 @@ def _own(pulls: PullRequests, target: HubRef, request: Request, *, tell: bool) -
 
 
 def _carrying(pulls: PullRequests, request: Request) -> list[PullRequest]:
-    """Open pull requests, by whomever, whose description carries the plan."""
+    """Open pull requests whose description carries the plan: this account's, and some of others."""
     found = []
-    for pull in pulls.open_ones():
+    for pull in pulls.open_ones(request.me, request.title):
         carried = _KEY.search(pull.description)
         if carried is not None and carried.group(1) == request.key:
             found.append(pull)
@@ -289,9 +309,9 @@ def _description(request: Request) -> str:
     )
 
 
-def _branch(target: HubRef, request: Request, *, restart: bool) -> Work:
+def _branch(target: HubRef, request: Request, *, restart: bool, needed: bool) -> Work | None:
     client, repo_id, report = target.client, target.repo_id, target.report
-    name = f"tensorport/{request.key}"
+    name = request.work_branch
     refs = retried(
         lambda: client.call(lambda api: api.list_repo_refs(repo_id), f"the branches of `{repo_id}`"), report
     )
@@ -300,6 +320,8 @@ def _branch(target: HubRef, request: Request, *, restart: bool) -> Work:
         if not restart and _is_own(found, request):
             return found
         found.close("given up")
+    if not needed:
+        return None
     retried(
         lambda: client.call(
             lambda api: api.create_branch(repo_id, branch=name, revision=target.commit, exist_ok=True),

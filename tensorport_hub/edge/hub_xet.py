@@ -6,7 +6,7 @@ so each file has a commit of its own (a few milliseconds); `finish` gives the sh
 are bounded here, since the defaults go on for minutes; what is left over is the engine's to replay.
 
 hf_xet writes no payload to disk, but about 1 MB of metadata a GB under `HF_XET_CACHE`, and logs: unless the
-user set these variables, they name a temporary folder that goes when the session closes.
+user set these variables, they name a temporary folder that goes when the last session closes.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -40,22 +41,54 @@ _CONFIG = {
 T = TypeVar("T")
 
 
+class _Home:
+    """Where hf_xet puts metadata and logs: variables of this process, so all its sessions share a folder."""
+
+    def __init__(self) -> None:
+        self._lock, self._sessions = threading.Lock(), 0
+        self._folder, self._set = "", dict[str, str]()
+
+    def enter(self) -> None:
+        with self._lock:
+            self._sessions += 1
+            self._folder = self._folder or tempfile.mkdtemp(prefix="tensorport-xet-")
+            wanted = {
+                "HF_XET_CACHE": self._folder,
+                "HF_XET_LOG_DEST": f"{self._folder}/",
+                "RUST_LOG": "warn",  # otherwise megabytes of it a run
+            }
+            missing = {key: value for key, value in wanted.items() if key not in os.environ}
+            os.environ.update(missing)
+            self._set |= missing
+
+    def leave(self) -> None:
+        with self._lock:
+            self._sessions -= 1
+            if self._sessions:
+                return
+            for key, value in self._set.items():
+                if os.environ.get(key) == value:
+                    del os.environ[key]
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder, self._set = "", {}
+
+
+_home = _Home()
+
+
 class XetSession:
     """Uploads to one repository's Xet storage."""
 
     def __init__(self, client: HubClient, repo_id: str, token: dict[str, Any]) -> None:
         self._client, self._repo_id, self._token = client, repo_id, token
-        self._folder = tempfile.mkdtemp(prefix="tensorport-xet-")
-        wanted = {
-            "HF_XET_CACHE": self._folder,
-            "HF_XET_LOG_DEST": f"{self._folder}/",
-            "RUST_LOG": "warn",  # otherwise megabytes of it a run
-        }
-        self._set = {key: value for key, value in wanted.items() if key not in os.environ}
-        os.environ.update(self._set)
-        import hf_xet
+        _home.enter()
+        try:
+            import hf_xet
 
-        self._session = hf_xet.XetSession(hf_xet.XetConfig().with_config(_CONFIG))
+            self._session = hf_xet.XetSession(hf_xet.XetConfig().with_config(_CONFIG))
+        except BaseException:
+            _home.leave()
+            raise
 
     @classmethod
     def offered(cls, client: HubClient, http: Http, repo_id: str) -> XetSession | None:
@@ -99,11 +132,9 @@ class XetSession:
 
     def close(self) -> None:
         """Drop the session, and the metadata that it left on disk."""
-        self._session = None
-        for key, value in self._set.items():
-            if os.environ.get(key) == value:
-                del os.environ[key]
-        shutil.rmtree(self._folder, ignore_errors=True)
+        if self._session is not None:
+            self._session = None
+            _home.leave()
 
 
 class XetUpload:

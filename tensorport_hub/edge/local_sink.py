@@ -3,8 +3,9 @@
 Everything lies in a sibling folder `.NAME.tensorport` until the commit: the new folder `out`, the journal,
 and a lock. Each file is written to a temporary name, flushed to the disk and renamed, then entered in the
 journal; a run that was killed continues from it. The commit swaps `out` and the target in one step where the
-system can (Linux, macOS): readers see the old folder or the complete new one. A target that is a link is
-followed: the folder that it points to is replaced.
+system can (Linux, macOS): readers see the old folder or the complete new one. What it is about to swap in is
+written down before, so that a run that died right after is known for one that had finished. A target that is
+a link is followed: the folder that it points to is replaced.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tensorport_hub.core.digest import SourceFile
-from tensorport_hub.core.manifest import listed_files
+from tensorport_hub.core.manifest import PATH, listed_files
 from tensorport_hub.edge.exchange import aside, exchange, locked, mend
 from tensorport_hub.edge.journal import JournalFile
 from tensorport_hub.errors import DestinationError
@@ -26,6 +27,8 @@ from tensorport_hub.ports import Published, Receipt
 
 _BLOCK = 1 << 20
 _JOURNAL = "journal.jsonl"
+_PUBLISHING = "publishing"
+"""Holds the sha256 of the manifest that is about to be swapped in: a target that has it was."""
 
 
 class LocalSink:
@@ -36,7 +39,7 @@ class LocalSink:
         target: Path,
         *,
         key: str,
-        parts: Collection[int],
+        outputs: Collection[int],
         standing: Mapping[str, str],
         restart: bool,
     ) -> None:
@@ -44,7 +47,7 @@ class LocalSink:
 
         Args:
             key: names the plan.
-            parts: the part numbers that it has.
+            outputs: the numbers of its output files.
             standing: sha256 -> path of what the target holds already.
             restart: give up what an interrupted run of whatever plan left.
 
@@ -55,7 +58,7 @@ class LocalSink:
         target = Path(os.path.realpath(target)) if target.is_symlink() else target
         self._target = target
         self._work = target.parent / f".{target.name}.tensorport"
-        self._out = self._work / "out"
+        self._out, self._publishing = self._work / "out", self._work / _PUBLISHING
         self._standing = standing
         self._small: dict[str, Receipt] = {}
         self._keep = True
@@ -73,9 +76,10 @@ class LocalSink:
         try:
             mend(self._out, target)
             check_folder(target)
-            if restart:
+            if restart or self._was_published():
                 self._clear()
-            self.journal = JournalFile(self._work / _JOURNAL, key=key, parts=parts)
+            self._publishing.unlink(missing_ok=True)
+            self.journal = JournalFile(self._work / _JOURNAL, key=key, outputs=outputs)
             self._out.mkdir(exist_ok=True)
         except BaseException as error:
             if not (self._work / _JOURNAL).exists():
@@ -84,6 +88,13 @@ class LocalSink:
             if isinstance(error, OSError):
                 raise DestinationError(f"`{self._work}` can't be written: {error.strerror}") from None
             raise
+
+    def _was_published(self) -> bool:
+        """Whether an earlier run ended between the swap and its clearing up."""
+        try:
+            return self._publishing.read_text("ascii") == _sha256(self._target / PATH)
+        except (OSError, ValueError):
+            return False
 
     def _clear(self) -> None:
         """Remove everything but the lock, the journal first."""
@@ -125,7 +136,12 @@ class LocalSink:
         try:
             for folder, _, _ in os.walk(self._out):
                 _flush_folder(Path(folder))
+            with open(self._publishing, "w", encoding="ascii") as file:
+                file.write(self._small[PATH].sha256 if PATH in self._small else "")
+                file.flush()
+                os.fsync(file.fileno())
             if target.exists():
+                self._out.chmod(stat.S_IMODE(target.stat().st_mode))
                 exchange(self._out, target)
             else:
                 os.rename(self._out, target)
@@ -160,7 +176,7 @@ class LocalSink:
     def close(self) -> None:
         """Keep the work folder where a part is finished in it; else leave nothing behind."""
         self.journal.close()
-        if not self._keep or not self.journal.parts:
+        if not self._keep or not self.journal.made:
             with suppress(OSError):
                 self._clear()
             shutil.rmtree(self._work, ignore_errors=True)

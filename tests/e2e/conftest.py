@@ -11,6 +11,8 @@ import pytest
 from huggingface_hub import HfApi
 
 from tensorport_hub.devhub import DevHub
+from tests.e2e import interrupted
+from tests.e2e.reading import contents
 
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
 
@@ -60,3 +62,17 @@ def gptoss(tmp_path: Path) -> Path:
     )
     (folder / "generation_config.json").write_text(json.dumps({"do_sample": True}))
     return folder
+
+
+@pytest.fixture
+def seeded(hub: DevHub) -> DevHub:
+    """A devhub with the checkpoint of many small tensors."""
+    hub.add_repo(interrupted.SOURCE, interrupted.MODEL)
+    return hub
+
+
+@pytest.fixture
+def undisturbed(seeded: DevHub) -> dict[str, bytes]:
+    """What a run makes of it that nobody disturbs."""
+    interrupted.run("me/undisturbed")
+    return contents(seeded, "me/undisturbed")

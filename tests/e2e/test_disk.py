@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tensorport_hub.devhub import DevHub
+from tests.e2e.held import held_on_disk
 
 METADATA = 3_000_000
 """hf_xet's own session metadata and logs, and the Hub client's small files."""
@@ -40,7 +41,7 @@ def test_staging_is_bounded(hub: DevHub, minilm: Path, tmp_path: Path, transfer:
     )
     peak = 0
     while run.poll() is None:
-        peak = max(peak, _held(run.pid, scratch))
+        peak = max(peak, held_on_disk(run.pid, scratch))
         time.sleep(0.002)
     assert run.returncode == 0
     if transfer == "xet":
@@ -49,26 +50,3 @@ def test_staging_is_bounded(hub: DevHub, minilm: Path, tmp_path: Path, transfer:
         assert 40_000_000 < peak <= 60_000_000 + METADATA
     left = [p for p in scratch.rglob("*") if p.is_file() and "tensorport" in str(p.relative_to(scratch))]
     assert left == []
-
-
-def _held(pid: int, folder: Path) -> int:
-    """Bytes of files below `folder`, and of deleted files that the process still has open."""
-    total = 0
-    for where, _, names in os.walk(folder):
-        for name in names:
-            try:
-                total += os.lstat(os.path.join(where, name)).st_size
-            except FileNotFoundError:
-                continue
-    descriptors = Path(f"/proc/{pid}/fd")
-    try:
-        handles = list(descriptors.iterdir())
-    except (FileNotFoundError, PermissionError):
-        return total
-    for handle in handles:
-        try:
-            if os.readlink(handle).endswith(" (deleted)"):
-                total += handle.stat().st_size
-        except FileNotFoundError:
-            continue
-    return total

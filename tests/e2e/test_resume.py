@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,19 +41,6 @@ from tests.e2e.reading import contents
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retry, "_FIRST", 0.01)
     monkeypatch.setattr(part, "_PAUSE", 0.01)
-
-
-@pytest.fixture
-def seeded(hub: DevHub) -> DevHub:
-    hub.add_repo(SOURCE, MODEL)
-    return hub
-
-
-@pytest.fixture
-def undisturbed(seeded: DevHub) -> dict[str, bytes]:
-    """What a run makes that nobody disturbs."""
-    run("me/undisturbed")
-    return contents(seeded, "me/undisturbed")
 
 
 class TestContinued:
@@ -218,9 +206,10 @@ class TestWays:
     def test_an_interrupted_branch_is_continued(
         self, seeded: DevHub, client: HfApi, undisturbed: dict[str, bytes]
     ) -> None:
-        """A work branch carries the fingerprint in its name and is continued by the next run."""
+        """A work branch is named for the plan and the branch that it is for; the next run continues it."""
         interrupted(seeded, branch="npy")
-        assert f"tensorport/{key()}" in [ref.name for ref in client.list_repo_refs(TARGET).branches]
+        name = hashlib.sha256(f"{key()} npy".encode()).hexdigest()
+        assert f"tensorport/{name}" in [ref.name for ref in client.list_repo_refs(TARGET).branches]
         result = run(branch="npy")
         assert result.stats.parts_resumed > 0
         assert [ref.name for ref in client.list_repo_refs(TARGET).branches] == ["main", "npy"]

@@ -17,7 +17,7 @@ from tensorport_hub.edge import retry
 from tensorport_hub.engine import part
 from tensorport_hub.errors import DestinationError
 from tensorport_hub.ports import Event, Saved
-from tests.e2e.interrupted import EVERY, MODEL, SOURCE, TARGET, interrupted, key, pulls, run, warnings
+from tests.e2e.interrupted import EVERY, SOURCE, TARGET, interrupted, key, pulls, run, warnings
 from tests.e2e.reading import contents
 
 
@@ -25,19 +25,6 @@ from tests.e2e.reading import contents
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retry, "_FIRST", 0.01)
     monkeypatch.setattr(part, "_PAUSE", 0.01)
-
-
-@pytest.fixture
-def seeded(hub: DevHub) -> DevHub:
-    hub.add_repo(SOURCE, MODEL)
-    return hub
-
-
-@pytest.fixture
-def undisturbed(seeded: DevHub) -> dict[str, bytes]:
-    """What a run makes that nobody disturbs."""
-    run("me/undisturbed")
-    return contents(seeded, "me/undisturbed")
 
 
 def _add(path: str, content: bytes) -> Any:
@@ -148,10 +135,10 @@ class TestOthers:
     ) -> None:
         """Our key, a journal and the tampered part that it names, on `main` already: all is read anew."""
         run()
-        parts = plan(SOURCE, TARGET, checkpoint_every=EVERY).plan.parts
-        tampered = {part.path: b"x" * part.size for part in parts}
+        files = plan(SOURCE, TARGET, checkpoint_every=EVERY).plan.outputs
+        tampered = {file.path: b"x" * file.size for file in files}
         made = [
-            journal.MadePart(part.index, part.size, sha256(tampered[part.path]).hexdigest()) for part in parts
+            journal.MadeFile(file.index, file.size, sha256(tampered[file.path]).hexdigest()) for file in files
         ]
         lines = journal.heading(key()) + journal.lines(made)
         planted = {".tensorport/journal-00001.jsonl": lines, ".tensorport/run.json": b"{}"}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -89,13 +91,16 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def publish(sink: HubSink, files: Mapping[str, bytes]) -> str:
-    receipts = []
-    for path, content in files.items():
-        writer = sink.open(path, len(content))
-        writer.write(memoryview(content))
-        receipts.append(writer.finish())
-    sink.put("manifest.json", b'{"schema": "tensorport.manifest/1", "files": []}')
-    published = sink.commit(receipts)
+    try:
+        receipts = []
+        for path, content in files.items():
+            writer = sink.open(path, len(content))
+            writer.write(memoryview(content))
+            receipts.append(writer.finish())
+        sink.put("manifest.json", b'{"schema": "tensorport.manifest/1", "files": []}')
+        published = sink.commit(receipts)
+    finally:
+        sink.close()
     assert published.commit is not None
     return published.commit
 
@@ -160,6 +165,26 @@ def test_small_files_the_hub_wants_as_lfs(hub: DevHub) -> None:
     assert files["tokenizer.model"][1] is not None
     assert files["config.json"][1] is None
     assert hub.read("me/mirror", "tokenizer.model") == b"\0binary" * 100
+
+
+def test_xet_sessions_share_a_folder(hub: DevHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Variables of the process name it: it is there until the last session closes, then both are gone."""
+    monkeypatch.delenv("HF_XET_CACHE", raising=False)
+    client = HubClient(endpoint=hub.endpoint, token=hub.token)
+    client.create_repo("me/mirror", private=False)
+    first, second = (XetSession.offered(client, Http(read_seconds=5), "me/mirror") for _ in range(2))
+    assert first is not None
+    assert second is not None
+    folder = Path(os.environ["HF_XET_CACHE"])
+    first.close()
+    first.close()
+    assert folder.is_dir()
+    writer = second.open("a", 3)
+    writer.write(memoryview(b"abc"))
+    assert writer.finish().size == 3
+    second.close()
+    assert not folder.exists()
+    assert "HF_XET_CACHE" not in os.environ
 
 
 def test_a_commit_that_arrives_late_is_found(hub: DevHub) -> None:

@@ -20,7 +20,10 @@ def test_a_run_that_was_taken_over_gives_nothing_up(hub: DevHub, by: str) -> Non
 
     def claimed() -> Work:
         target = HubRef.of(client, "me/mirror", "main", lambda event: None)
-        work = open_work(target, Request("0" * 64, "Mirror", "me", None), restart=False)
+        work = open_work(
+            target, Request("0" * 64, "Mirror", "me", None, offer=False), restart=False, needed=True
+        )
+        assert work is not None
         work.claim()
         return work
 

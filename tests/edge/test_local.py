@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -16,7 +17,8 @@ from typing import Any
 import pytest
 
 from tensorport_hub.core.digest import SourceFile
-from tensorport_hub.edge import exchange
+from tensorport_hub.core.journal import MadeFile
+from tensorport_hub.edge import exchange, local_sink
 from tensorport_hub.edge.local import LocalSource, parse_folder
 from tensorport_hub.edge.local_sink import LocalSink
 from tensorport_hub.errors import DestinationError, SourceError, UseError
@@ -35,7 +37,7 @@ def write_files(root: Path, files: Mapping[str, bytes]) -> Path:
 
 def open_sink(target: Path, *, key: str = "k", restart: bool = False) -> LocalSink:
     """A sink for a plan of ten parts."""
-    return LocalSink(target, key=key, parts=range(10), standing={}, restart=restart)
+    return LocalSink(target, key=key, outputs=range(10), standing={}, restart=restart)
 
 
 def files_of(root: Path) -> dict[str, bytes]:
@@ -342,6 +344,64 @@ class TestSinkFolder:
         sink.close()
         assert files_of(tmp_path) == {"out/b.npy": b"new"}
 
+    @pytest.mark.parametrize("slowly", [False, True])
+    def test_run_that_died_after_the_swap(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slowly: bool
+    ) -> None:
+        """What it left is known for what it is: the next run, of whatever plan, begins anew."""
+        old = open_sink(tmp_path / "out")
+        old.put("manifest.json", b'{"schema": "tensorport.manifest/1", "files": []}')
+        old.commit([])
+        old.close()
+        killed = open_sink(tmp_path / "out")
+        killed.put("manifest.json", b'{"schema": "tensorport.manifest/1", "files": [ ]}')
+        killed.journal.add(MadeFile(0, 3, "0" * 64))
+        true, renames = os.rename, []
+
+        def rename(source: Path, target: Path) -> None:
+            renames.append(source)
+            if len(renames) == 3:
+                raise KeyboardInterrupt
+            true(source, target)
+
+        with monkeypatch.context() as patched:
+            if slowly:
+                patched.setattr(exchange, "_swap", _unable)
+                patched.setattr(os, "rename", rename)
+            else:
+                patched.setattr(local_sink, "_flush_folder", _interrupt_at(tmp_path))
+            with pytest.raises(KeyboardInterrupt):
+                killed.commit([])
+        killed.close()
+        assert (tmp_path / ".out.tensorport").exists()
+        sink = open_sink(tmp_path / "out", key="another")
+        assert not sink.journal.progress.made
+        sink.discard()
+        sink.close()
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+    def test_mode_of_the_folder_stays(self, tmp_path: Path) -> None:
+        """Who may enter the old folder may enter the new one, and nobody else."""
+        (tmp_path / "out").mkdir(mode=0o700)
+        sink = open_sink(tmp_path / "out")
+        sink.commit([_write(sink, "a.npy", b"abc")])
+        assert (tmp_path / "out").stat().st_mode & 0o777 == 0o700
+
+    def test_lock_that_was_removed_is_none(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Opened before its holder removed it, locked after: another run may hold the new one."""
+        path, true = tmp_path / "lock", fcntl.flock
+        first = exchange.locked(path)
+        assert first is not None
+
+        def flock(file: Any, how: int) -> None:
+            path.unlink()
+            first.close()
+            path.touch()
+            true(file, how)
+
+        monkeypatch.setattr(fcntl, "flock", flock)
+        assert exchange.locked(path) is None
+
     def test_folders_are_exchanged_in_one_step(self, tmp_path: Path) -> None:
         """At every moment a reader finds one of the two: no name is ever missing."""
         write_files(tmp_path / "a", {"file": b"a"})
@@ -425,7 +485,7 @@ class TestSinkFolder:
         sink.commit([_write(sink, path, b"abc") for path in paths])
         (at,) = swapped
         mirror = [tmp_path / "out", *(tmp_path / "out").rglob("*")]
-        assert {path.stat().st_ino for path in mirror} == {*flushed[:at]}
+        assert {path.stat().st_ino for path in mirror} <= {*flushed[:at]}
         assert flushed[at:] == [tmp_path.stat().st_ino]
 
     @pytest.mark.parametrize("broken", ["open", "write", "fsync", "replace", "mkdir"])
@@ -545,3 +605,15 @@ class _Slow(_Full):
 
     def write(self, block: memoryview) -> int:
         return int(self._file.write(block[:3]))
+
+
+def _unable(*_: object) -> None:
+    raise OSError(errno.ENOSYS, "no")
+
+
+def _interrupt_at(parent: Path) -> Callable[[Path], None]:
+    def flush(folder: Path) -> None:
+        if folder == parent:
+            raise KeyboardInterrupt
+
+    return flush
