@@ -11,7 +11,7 @@ from tensorport_hub.core.layout import LARGEST_SHARD
 from tensorport_hub.core.plan import CHOICES, Options
 from tensorport_hub.core.size import parse_size
 from tensorport_hub.destination import Publication
-from tensorport_hub.errors import UseError
+from tensorport_hub.errors import UseError, gather
 
 
 def options(given: Mapping[str, Any]) -> Options:
@@ -38,11 +38,13 @@ def options(given: Mapping[str, Any]) -> Options:
         formats=_formats(given.get("format") or DEFAULT),
         experts=given.get("experts", "source"),
     )
-    for key, words in CHOICES.items():
-        if getattr(chosen, key) not in words:
-            raise UseError(
-                f"`{getattr(chosen, key)}` is no {key.replace('_', '-')}: expected one of {_or(words)}"
-            )
+    wrong = [
+        f"`{getattr(chosen, key)}` is no {key.replace('_', '-')}: expected one of {_or(words)}"
+        for key, words in CHOICES.items()
+        if getattr(chosen, key) not in words
+    ]
+    if wrong:
+        raise gather(UseError, wrong)
     if chosen.experts == "stacked":
         _refuse_stacked(chosen)
     return chosen

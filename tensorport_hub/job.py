@@ -76,7 +76,7 @@ class Job(Reading):
     ) -> None:
         self.limits, self._publication = limits, publication
         given = parse_destination(destination) if destination is not None else None
-        _refuse_same(source_location(source, revision), given)
+        refuse_same(source_location(source, revision), given)
         super().__init__(source, revision, token, options, meter)
         try:
             self.destination = self._destination(given or self._default_destination())
@@ -105,7 +105,7 @@ class Job(Reading):
 
     def _default_destination(self) -> Location:
         me = retried(self.client.whoami, self.meter)
-        return HubLocation(f"{me}/{self.name.rstrip('/').rpartition('/')[2]}-npy")
+        return HubLocation(default_name(me, self.name))
 
     def _destination(self, location: Location) -> Destination:
         if isinstance(location, FolderLocation):
@@ -232,7 +232,13 @@ class Job(Reading):
         )
 
 
-def _refuse_same(source: Location, destination: Location | None) -> None:
+def default_name(me: str, source: str) -> str:
+    """Where the mirror of a source goes by default: a repository of the account."""
+    return f"{me}/{source.rstrip('/').rpartition('/')[2]}-npy"
+
+
+def refuse_same(source: Location, destination: Location | None) -> None:
+    """A mirror never goes where its source is."""
     same = False
     if isinstance(source, HubLocation) and isinstance(destination, HubLocation):
         same = source.repo_id.lower() == destination.repo_id.lower()

@@ -144,6 +144,23 @@ class Journal(Protocol):
 
 
 @dataclass(frozen=True)
+class Begun:
+    """Of several runs the next one begins; events up to the next of this kind are its own."""
+
+    number: int
+    count: int
+    source: str
+
+
+@dataclass(frozen=True)
+class Failed:
+    """One of several runs failed; the others go on."""
+
+    source: str
+    message: str
+
+
+@dataclass(frozen=True)
 class Planned:
     """A plan is complete: bytes that will be read and written, and files of weights (`parts`)."""
 
@@ -238,7 +255,9 @@ class Committed:
 
 
 Event = (
-    Planned
+    Begun
+    | Failed
+    | Planned
     | Kept
     | Resumed
     | BytesRead

@@ -9,6 +9,7 @@ from typing import Any
 from tensorport_hub.core.forecast import Forecast
 from tensorport_hub.core.plan import Plan
 from tensorport_hub.core.proof import Fault
+from tensorport_hub.errors import TensorportError
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,32 @@ class MirrorResult:
     warnings: tuple[str, ...]
     stats: Stats
     changed: bool
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One mirror of several: what it published, or why it did not."""
+
+    source: str
+    destination: str | None
+    result: MirrorResult | None
+    error: TensorportError | None
+
+
+@dataclass(frozen=True)
+class MirrorsResult:
+    """What became of several mirrors, in the order in which they were asked for."""
+
+    attempts: tuple[Attempt, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """0, or that of the first failure."""
+        return next((attempt.error.exit_code for attempt in self.attempts if attempt.error), 0)
+
+    @property
+    def ok(self) -> bool:
+        return self.exit_code == 0
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import click
 
 from tensorport_hub import __version__
-from tensorport_hub.cli import ending, local, options
+from tensorport_hub.cli import ending, local, many, options
 from tensorport_hub.errors import TensorportError, VerificationError
 
 
@@ -26,8 +26,9 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("src")
+@click.argument("src", required=False)
 @click.argument("dst", required=False)
+@many.from_file_option
 @options.source
 @options.content
 @options.limit
@@ -37,13 +38,18 @@ def cli() -> None:
 @options.report
 @options.token
 @options.output
-def mirror(src: str, dst: str | None, **given: Any) -> None:
+def mirror(src: str | None, dst: str | None, from_file: str | None, **given: Any) -> None:
     """Read SRC range by range, decode it, publish it as DST.
 
     SRC is org/model, org/model@revision, hf://org/model@revision/subfolder or a folder. DST is org/name
     on the Hub (default: YOU/model-npy) or a folder such as ./out.
     """
-    _mirror(src, dst, given)
+    if from_file is not None:
+        many.mirror(from_file, src, given, _display)
+    elif src is not None:
+        _mirror(src, dst, given)
+    else:
+        raise click.UsageError("Missing argument 'SRC' (or --from-file FILE)")
 
 
 @cli.command()

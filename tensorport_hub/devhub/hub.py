@@ -33,6 +33,7 @@ from tensorport_hub.devhub.repos import Repo, Repos
 from tensorport_hub.devhub.signing import Signer
 from tensorport_hub.devhub.synthetic import Synthetic
 from tensorport_hub.devhub.traffic import Traffic
+from tensorport_hub.devhub.webhooks import Webhooks
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Hub:
         self.repos = Repos(self.db)
         self.history = History(self.db)
         self.discussions = Discussions(self.db)
+        self.webhooks = Webhooks(self.db)
         self.blobs = Blobs(ObjectStore(self.root / "objects", drop_above=settings.drop_above))
         self.synthetic = Synthetic()
         self.blobs.add(self.synthetic)

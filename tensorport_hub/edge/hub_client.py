@@ -46,6 +46,7 @@ from tensorport_hub.core.digest import SourceFile
 from tensorport_hub.core.filenames import is_inside
 from tensorport_hub.core.tensor import shorten
 from tensorport_hub.edge.http import Refusal, failure
+from tensorport_hub.edge.pace import pace_of
 from tensorport_hub.errors import DestinationError, SourceError, TensorportError, UseError
 from tensorport_hub.ports import Receipt
 
@@ -86,6 +87,7 @@ class HubClient:
         self.token = (token or _found_token() or "").strip() or None
         if self.token is not None and not _TOKEN.fullmatch(self.token):
             raise UseError("the token is malformed: it holds a space, a line break or a letter beyond ASCII")
+        self.pace = pace_of(self.endpoint, self.token)
         self._api = HfApi(
             endpoint=self.endpoint,
             token=self.token or False,
@@ -137,7 +139,7 @@ class HubClient:
             hf_raise_for_status(response)
             return bytes(response.content)
 
-        return self.call(lambda api: get(), f"`{path}` of `{repo_id}`", DestinationError)
+        return self.call(lambda api: get(), f"`{path}` of `{repo_id}`", window="resolvers")
 
     @property
     def offline(self) -> bool:
@@ -205,6 +207,8 @@ class HubClient:
             deleted: paths to remove.
             parent: the commit that the ref must still be at.
         """
+        what = f"the commit to `{revision}` of `{repo_id}`"
+        _hold(self.pace.commit_seconds(), f"{what} waits: too many within the hour", DestinationError)
         operations: list[Any] = [_uploaded(receipt) for receipt in uploaded]
         operations += self._small(repo_id, revision, small)
         operations += [CommitOperationDelete(path) for path in deleted]
@@ -212,9 +216,9 @@ class HubClient:
             lambda api: api.create_commit(
                 repo_id, operations, commit_message=message, parent_commit=parent, revision=revision
             ),
-            f"the commit to `{revision}` of `{repo_id}`",
-            DestinationError,
+            what,
         )
+        self.pace.committed()
         return str(info.oid)
 
     def _fetch_modes(self, repo_id: str, revision: str, additions: Sequence[CommitOperationAdd]) -> None:
@@ -251,10 +255,21 @@ class HubClient:
     def xet_write_token_url(self, repo_id: str) -> str:
         return f"{self.endpoint}/api/models/{repo_id}/xet-write-token/main"
 
-    def call(self, call: Callable[[HfApi], T], what: str, refusal: Refusal = DestinationError) -> T:
+    def call(
+        self, call: Callable[[HfApi], T], what: str, refusal: Refusal = DestinationError, window: str = "api"
+    ) -> T:
         """A call of the client's public interface; its exceptions become ours."""
+        self.admit(window, what, refusal)
         with _translated(what, refusal):
-            return call(self._api)
+            try:
+                return call(self._api)
+            except HfHubHTTPError as error:
+                self.pace.hear(error.response.status_code, error.response.headers)
+                raise
+
+    def admit(self, window: str, what: str, refusal: Refusal) -> None:
+        """Raise what a request would be answered while a window of this account is closed."""
+        _hold(self.pace.closed_seconds(window), f"{what} waits for the rate limit `{window}`", refusal)
 
 
 def _found_token() -> str | None:
@@ -315,6 +330,11 @@ class _Absent(DestinationError):
 
 class Forbidden(DestinationError):
     """This account may not do that."""
+
+
+def _hold(seconds: float, said: str, refusal: Refusal) -> None:
+    if seconds:
+        raise refusal(said, transient=True, retry_after=seconds)
 
 
 @contextmanager

@@ -2,14 +2,13 @@
 
 A checkpoint is due once so many bytes, files or minutes have come together since the last one. It happens in
 the call that finds it due, while other workers wait with what they finished: so a crash costs at most what
-one checkpoint holds, and the files in flight. The Hub takes about 128 commits an hour; once a run has made
-`_COMMITS_AN_HOUR` within the last hour, it waits with the next one and gathers more.
+one checkpoint holds, and the files in flight. The Hub takes about 128 commits an hour of one account: once
+all runs of this process have made `CHECKPOINTS_AN_HOUR`, the next one waits and gathers more (`pace`).
 """
 
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from time import monotonic
@@ -17,11 +16,11 @@ from time import monotonic
 from tensorport_hub.core import journal
 from tensorport_hub.core.journal import Entry, MadeFile, Progress
 from tensorport_hub.edge.hub_work import COMMIT_FILES, Work
+from tensorport_hub.edge.pace import CHECKPOINTS_AN_HOUR
 from tensorport_hub.errors import DestinationError, TensorportError
 from tensorport_hub.ports import Receipt, Report, Saved
 
 _MINUTES = 15
-_COMMITS_AN_HOUR = 90
 _LAST_SECONDS = 10.0
 
 
@@ -42,7 +41,6 @@ class HubJournal:
         self._nbytes = 0
         self._lock = threading.Lock()
         self._last = monotonic()
-        self._commits: deque[float] = deque()
 
     def _kept_before(self) -> Iterator[Entry]:
         for number, data in enumerate(self._work.journals(), 1):
@@ -85,9 +83,7 @@ class HubJournal:
 
     def _is_due(self) -> bool:
         now = monotonic()
-        while self._commits and self._commits[0] < now - 3600:
-            self._commits.popleft()
-        if not self._receipts or len(self._commits) >= _COMMITS_AN_HOUR:
+        if not self._receipts or self._work.ref.client.pace.commits() >= CHECKPOINTS_AN_HOUR:
             return False
         return (
             self._nbytes >= self._every
@@ -107,5 +103,4 @@ class HubJournal:
         del self._entries[:batch], self._receipts[:files]
         self._nbytes = sum(receipt.size for receipt in self._receipts)
         self._last = monotonic()
-        self._commits.append(self._last)
         self._report(Saved(files))

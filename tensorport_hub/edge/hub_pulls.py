@@ -119,6 +119,7 @@ class PullRequests:
                 if found.status == "draft":
                     self.set_status(num, "open")
                 self._client.call(lambda api: api.merge_pull_request(self._repo_id, num), self._name(num))
+                self._client.pace.committed()
             except TensorportError as error:
                 if not error.transient or failures == ATTEMPTS:
                     raise

@@ -12,7 +12,7 @@ import pytest
 
 from tensorport_hub.core.journal import MadeFile, ReadFile
 from tensorport_hub.devhub import DevHub, Fault
-from tensorport_hub.edge import hub_journal, retry
+from tensorport_hub.edge import hub_journal, pace, retry
 from tensorport_hub.edge.http import Http
 from tensorport_hub.edge.hub_client import HubClient
 from tensorport_hub.edge.hub_find import open_work
@@ -186,10 +186,11 @@ class TestHubJournal(JournalContract):
 
     def test_commits_are_few_within_an_hour(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Past the hour's number a run gathers more, and makes up for it in larger commits."""
-        monkeypatch.setattr(hub_journal, "_COMMITS_AN_HOUR", 3)
         now = [1000.0]
-        monkeypatch.setattr(hub_journal, "monotonic", lambda: now[0])
+        monkeypatch.setattr(pace, "monotonic", lambda: now[0])
         journal = self.open(every=1)
+        already = self.client.pace.commits()
+        monkeypatch.setattr(hub_journal, "CHECKPOINTS_AN_HOUR", already + 3)
         for index in range(6):
             journal.add(self.made(index))
         assert self.checkpoints() == [1, 1, 1]
