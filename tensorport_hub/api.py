@@ -7,22 +7,23 @@ those of the command line; names common to Hub libraries (`revision`, `token`, `
 
 from __future__ import annotations
 
+import os
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any
 
+from tensorport_hub import asked, pages
 from tensorport_hub.audit import Audit
+from tensorport_hub.core.journal import Progress
 from tensorport_hub.core.mirror import Mirror
-from tensorport_hub.core.plan import LARGEST_SHARD, Options
-from tensorport_hub.core.size import parse_size
-from tensorport_hub.core.tensor import PRECISIONS
-from tensorport_hub.destination import Publication
 from tensorport_hub.edge.local import parse_folder
+from tensorport_hub.edge.page import Page
 from tensorport_hub.engine import run
-from tensorport_hub.errors import CheckpointError, LossError, UseError, VerificationError
+from tensorport_hub.errors import CheckpointError, LossError, UseError
 from tensorport_hub.job import Job, Limits
 from tensorport_hub.meter import Meter
+from tensorport_hub.outlook import outlook, parse_rate
 from tensorport_hub.ports import Committed, Event, Planned, Published
 from tensorport_hub.reading import Reading
 from tensorport_hub.results import Inspection, MirrorResult, PlanResult, Verification
@@ -37,6 +38,8 @@ def mirror(
     quantized: str = "decode",
     on_overflow: str = "error",
     on_underflow: str = "report",
+    format: str | Sequence[str] = "numpy-direct",
+    experts: str = "source",
     shard_size: str | int = "1.8GB",
     allow_large_shards: bool = False,
     include: Sequence[str] = (),
@@ -56,6 +59,7 @@ def mirror(
     branch: str | None = None,
     author: str | None = None,
     commit_message: str | None = None,
+    report: str | os.PathLike[str] | None = None,
     token: str | None = None,
     on_event: Callable[[Event], object] | None = None,
 ) -> MirrorResult:
@@ -72,6 +76,9 @@ def mirror(
         quantized: `decode`, or `keep`: packed tensors are copied as stored, under their stored names.
         on_overflow: `error`, `inf` or `saturate`: a finite value that the precision can't hold.
         on_underflow: `report` or `error`: non-zero values that become 0.
+        format: `numpy-direct`, `msgpack`, `jax-pickle` or `safetensors`; of several, each gets its own
+            folder, and the source is read once.
+        experts: `source`, or `stacked`: every MoE layer's experts as one array a projection.
         shard_size: bytes a shard may hold.
         allow_large_shards: let `shard_size` pass 2 GB.
         include, exclude: globs over tensor names.
@@ -88,6 +95,7 @@ def mirror(
         branch: publish there instead of on `main`, or a git remote's default branch.
         author: of a git remote's commits, `Name <mail>`; by default as git is configured.
         commit_message: of the commit, and title of the pull request.
+        report: write an HTML page about the mirror there; where that fails at the end, it is a warning.
         token: for source and destination; by default the one that you are logged in with.
         on_event: called with every event of `tensorport_hub.ports`, from any thread.
 
@@ -95,14 +103,20 @@ def mirror(
         TensorportError: by whose fault it is; nothing was published.
     """
     begun = monotonic()
-    options = _options(locals())
-    limits, meter = Limits.of(workers, max_memory), Meter(on_event)
-    publication = _publication(locals(), options)
+    options = asked.options(locals())
+    limits, meter = Limits.of(workers, max_memory, large_shards=allow_large_shards), Meter(on_event)
+    publication = asked.publication(locals(), options)
+    page = None if report is None else Page(report)
     with Job(source, destination, revision, token, options, limits, publication, meter) as job:
-        meter(Planned(len(job.plan.parts), job.schedule.bytes_read(), job.plan.bytes_out))
+        if page is not None:
+            pages.refuse_inside(page, job)
+        meter(Planned(len(job.plan.outputs), job.schedule.bytes_read(), job.plan.bytes_out))
         made = job.standing() or _carried_out(job)
         meter(Committed(made[1]))
-        return job.result(*made, monotonic() - begun)
+        result = job.result(*made, monotonic() - begun)
+        if page is not None:
+            pages.write_mirror(page, result, job)
+        return result
 
 
 def _carried_out(job: Job) -> tuple[Mirror, Published]:
@@ -117,12 +131,12 @@ def _carried_out(job: Job) -> tuple[Mirror, Published]:
             job.source,
             sink,
             journal,
-            inherited=job.destination.inherited,
+            inherited=Progress() if opened.anew else job.destination.inherited,
             allotment=job.allotment(),
             report=job.meter,
         )
         return job.publish(sink, outcome)
-    except (CheckpointError, VerificationError, LossError):
+    except (CheckpointError, LossError):
         sink.discard()
         raise
     except BaseException:
@@ -141,6 +155,8 @@ def plan(
     quantized: str = "decode",
     on_overflow: str = "error",
     on_underflow: str = "report",
+    format: str | Sequence[str] = "numpy-direct",
+    experts: str = "source",
     shard_size: str | int = "1.8GB",
     allow_large_shards: bool = False,
     include: Sequence[str] = (),
@@ -158,19 +174,28 @@ def plan(
     create_pr: bool = False,
     branch: str | None = None,
     author: str | None = None,
+    rate: str | int | None = None,
+    probe: bool = False,
+    strict: bool = False,
     token: str | None = None,
     on_event: Callable[[Event], object] | None = None,
 ) -> PlanResult:
-    """Everything that `mirror` does before it reads weights; writes nothing. Arguments as there.
+    """Everything that `mirror` does before it reads weights; writes nothing. Arguments as there, and:
+
+    Args:
+        rate: bytes a second that are to be expected, for a forecast of the time.
+        probe: measure that rate: reads some blocks of the source, 64 MB at most.
+        strict: warnings, and limits that are only recommended, are errors.
 
     Raises:
         TensorportError: what would stop the run.
     """
-    options = _options(locals())
-    limits, meter = Limits.of(workers, max_memory), Meter(on_event)
-    publication = _publication(locals(), options)
+    options = asked.options(locals())
+    limits, meter = Limits.of(workers, max_memory, large_shards=allow_large_shards), Meter(on_event)
+    publication = asked.publication(locals(), options)
+    expected = parse_rate(rate)
     with Job(source, destination, revision, token, options, limits, publication, meter) as job:
-        return job.preview()
+        return outlook(job, publication, rate=expected, measure=probe, strict=strict)
 
 
 def convert(
@@ -245,79 +270,21 @@ def inspect(
     exclude: Sequence[str] = (),
     subfolder: str | None = None,
     allow_patterns: Sequence[str] = (),
+    report: str | os.PathLike[str] | None = None,
     token: str | None = None,
     on_event: Callable[[Event], object] | None = None,
 ) -> Inspection:
     """What a source holds: tensors, dtypes, schemes, true parameter counts; from headers alone.
 
+    `report` is a file that an HTML page about it is written to.
+
     Raises:
         TensorportError: it can't be read, or holds what is not supported.
     """
-    options = _options(locals())
-    meter = Meter(on_event)
+    options = asked.options(locals())
+    meter, page = Meter(on_event), None if report is None else Page(report)
     with Reading(source, revision, token, options, meter) as reading:
-        return reading.inspection()
-
-
-def _options(given: Mapping[str, Any]) -> Options:
-    """The content options among a verb's arguments, checked."""
-    size = parse_size(given.get("shard_size", Options.shard_size))
-    if size >= LARGEST_SHARD and not given.get("allow_large_shards"):
-        raise UseError(
-            f"shard size {size} is too large: expected less than {LARGEST_SHARD} bytes",
-            hint="`--allow-large-shards` lifts this; git-LFS hosts often refuse 2 GB and more",
-        )
-    if size < 1:
-        raise UseError("shard size must be positive")
-    options = Options(
-        subfolder=given["subfolder"],
-        allow_patterns=_globs(given["allow_patterns"]),
-        precision=given.get("precision", "keep"),
-        quantized=given.get("quantized", "decode"),
-        on_overflow=given.get("on_overflow", "error"),
-        on_underflow=given.get("on_underflow", "report"),
-        shard_size=size,
-        include=_globs(given["include"]),
-        exclude=_globs(given["exclude"]),
-        verify_source=given.get("verify_source", "auto"),
-    )
-    for key, words in _CHOICES.items():
-        if getattr(options, key) not in words:
-            raise UseError(
-                f"`{getattr(options, key)}` is no {key.replace('_', '-')}: expected one of {_or(words)}"
-            )
-    return options
-
-
-def _publication(given: Mapping[str, Any], options: Options) -> Publication:
-    """How the result is published, of a verb's arguments."""
-    max_disk = given["max_disk"]
-    return Publication(
-        given["private"],
-        given["i_have_rights"],
-        given["transfer"],
-        given.get("commit_message"),
-        given["create_pr"],
-        given["branch"],
-        given.get("restart", False),
-        parse_size(given["checkpoint_every"]),
-        2 * options.shard_size if max_disk is None else parse_size(max_disk),
-        given["author"],
-    )
-
-
-_CHOICES: Mapping[str, tuple[str, ...]] = {
-    "precision": ("keep", *PRECISIONS),
-    "quantized": ("decode", "keep"),
-    "on_overflow": ("error", "inf", "saturate"),
-    "on_underflow": ("report", "error"),
-    "verify_source": ("auto", "whole", "no"),
-}
-
-
-def _or(words: Iterable[str]) -> str:
-    return ", ".join(f"`{word}`" for word in words)
-
-
-def _globs(given: Sequence[str] | str) -> tuple[str, ...]:
-    return (given,) if isinstance(given, str) else tuple(given)
+        seen = reading.inspection()
+        if page is not None:
+            pages.write_inspection(page, seen, reading)
+        return seen

@@ -18,14 +18,16 @@ from functools import cached_property
 from types import TracebackType
 from typing import Self, TypeVar
 
-from tensorport_hub.core import manifest, npy, proof
+from tensorport_hub.contents import small_files, whole_manifest
+from tensorport_hub.core import card, manifest, proof
+from tensorport_hub.core.decode.cast import Losses
 from tensorport_hub.core.digest import SourceFile, blob_oid
 from tensorport_hub.core.journal import Progress
+from tensorport_hub.core.layout import OutFile, frame
 from tensorport_hub.core.location import FolderLocation, GitLocation, parse_destination
 from tensorport_hub.core.manifest import FileEntry
 from tensorport_hub.core.mirror import Mirror
 from tensorport_hub.core.mirror import read as read_mirror
-from tensorport_hub.core.plan import Part
 from tensorport_hub.core.proof import Fault
 from tensorport_hub.core.tiles import demand
 from tensorport_hub.edge.git_source import GitSource
@@ -35,10 +37,11 @@ from tensorport_hub.edge.journal import Unkept
 from tensorport_hub.edge.local import LocalSource, parse_folder
 from tensorport_hub.edge.retry import retried
 from tensorport_hub.engine.budget import allot
-from tensorport_hub.engine.run import run
+from tensorport_hub.engine.run import Outcome, run
 from tensorport_hub.errors import (
     CheckpointError,
     DestinationError,
+    LimitError,
     SourceError,
     UseError,
     VerificationError,
@@ -90,6 +93,10 @@ class Audit:
             raise VerificationError(
                 f"`{self.name}` has no `{manifest.PATH}`", hint="it is no mirror that this tool made"
             )
+        if file.size > manifest.LARGEST:
+            raise VerificationError(
+                f"`{manifest.PATH}` is too large: expected at most {manifest.LARGEST} bytes, got {file.size}"
+            )
         data = self._whole(file)
         stated = file.sha256 or file.git_oid
         got = hashlib.sha256(data).hexdigest() if file.sha256 else blob_oid(data)
@@ -118,13 +125,11 @@ class Audit:
             if path in self._listed and self._listed[path].size == entry.size
         ]
         self._meter(Planned(len(entries), sum(entry.size for entry in entries), 0))
-        heads = {part.path: self._head(part) for part in self.mirror.plan.parts}
+        plan = self.mirror.plan
+        heads = {file.path: frame(plan.recipes, file).segments[0].before for file in plan.outputs}
         with ThreadPoolExecutor(workers, thread_name_prefix="check") as pool:
             found = list(pool.map(lambda entry: self._check_file(entry, heads.get(entry.path)), entries))
         return [fault for fault in found if fault is not None]
-
-    def _head(self, part: Part) -> bytes:
-        return npy.header(self.mirror.plan.recipes[part.recipe].dtype, part.shape)
 
     def _check_file(self, entry: FileEntry, head: bytes | None) -> Fault | None:
         digest = hashlib.sha256()
@@ -144,8 +149,8 @@ class Audit:
             return Fault(
                 entry.path, f"holds wrong bytes: expected sha256 {entry.sha256}, got {digest.hexdigest()}"
             )
-        if head is not None and first != head:
-            return Fault(entry.path, "is no .npy file of the dtype and shape that the manifest says")
+        if head is not None and first != head[: len(first)]:  # a long one may end in a later block
+            return Fault(entry.path, "does not begin as its format, names, dtypes and shapes make it")
         return None
 
     def check_source(
@@ -155,7 +160,8 @@ class Audit:
 
         Args:
             source: where the source is now; None: as the manifest says.
-            sample: tensors to make again, drawn with `seed`; None: all.
+            sample: tensors to make again, drawn with `seed`, and all that stands in the same files; None:
+                all.
 
         Raises:
             SourceError: it can't be read.
@@ -166,37 +172,73 @@ class Audit:
         where = source or f"{plan.repo}@{plan.commit}"
         try:
             reading = Reading(where, None, self._token, plan.options, self._meter)
-        except CheckpointError as error:
+        except (CheckpointError, LimitError) as error:
             return [Fault("source", error.message)], Again((), seed if sample is not None else None, 0)
         with reading:
             faults = proof.check_sources(self.mirror, reading.source.files)
             if source is None or plan.repo is None:
                 faults += proof.check_state(self.mirror, reading.plan)
             faults += proof.check_plan(self.mirror, reading.plan)
-            more, again = self._make_again(reading, sample, seed, workers, max_memory)
+            more, again, outcome = self._make_again(reading, sample, seed, workers, max_memory)
+            if reading.plan.commit == plan.commit and not [f for f in faults if f.what == "source"]:
+                more += self._check_contents(reading, outcome)
         return [*faults, *more], again
+
+    def _check_contents(self, reading: Reading, outcome: Outcome | None) -> list[Fault]:
+        """The files that are no weights, and the manifest itself, made again.
+
+        Args:
+            outcome: of making all weights again; without it, what rounding cost is believed.
+        """
+        fresh, numbers = reading.plan, {r.name: i for i, r in enumerate(reading.plan.recipes)}
+        names = [recipe.name for recipe in self.mirror.plan.recipes]
+        known = {names[i]: lost for i, lost in outcome.losses.items()} if outcome is not None else None
+        stated = {name: Losses(*lost) for name, lost in self.mirror.losses.items()}
+        losses = {
+            numbers[n]: lost for n, lost in (stated if known is None else known).items() if n in numbers
+        }
+        small = small_files(fresh, reading.survey, reading.source, losses=losses)
+        same_version = fresh.version == self.mirror.plan.version
+        if not same_version:  # it may word its card in another way
+            small[card.PATH] = b""
+        faults = [f for f in proof.check_small(self.mirror, small) if same_version or f.what != card.PATH]
+        if faults or outcome is None or not same_version or len(fresh.outputs) != len(outcome.receipts):
+            return faults
+        built = whole_manifest(
+            fresh,
+            reading.survey,
+            receipts=outcome.receipts,
+            small=small,
+            digests=outcome.digests,
+            losses=losses,
+        )
+        return proof.check_text(self.mirror, built)
 
     def _make_again(
         self, reading: Reading, sample: int | None, seed: int, workers: int, max_memory: int
-    ) -> tuple[list[Fault], Again]:
-        """Run the manifest's own plan, or a part of it, against the source."""
+    ) -> tuple[list[Fault], Again, Outcome | None]:
+        """Run the manifest's own plan, or a part of it, against the source; the outcome, if it was all."""
         plan = self.mirror.plan
         names = sorted(recipe.name for recipe in plan.recipes)
         chosen = names if sample is None else random.Random(seed).sample(names, min(sample, len(names)))
         wanted = {i for i, recipe in enumerate(plan.recipes) if recipe.name in set(chosen)}
-        parts = tuple(part for part in plan.parts if part.recipe in wanted)
+        outputs = tuple(f for f in plan.outputs if any(piece.recipe in wanted for piece in f.pieces))
+        outputs = tuple(replace(file, index=i) for i, file in enumerate(outputs))
+        made = [plan.recipes[r].name for r in dict.fromkeys(p.recipe for f in outputs for p in f.pieces)]
         options = plan.options if sample is None else replace(plan.options, verify_source="no")
         unstated = tuple(replace(file, sha256=None) for file in plan.files)  # compared below, as a fault
-        part_of_it = replace(plan, files=unstated, parts=parts, options=options)
-        sink = _Comparing({e.path: e.sha256 for e in self.mirror.weights}, self._tensor_of(parts))
+        part_of_it = replace(plan, files=unstated, outputs=outputs, options=options)
+        sink = _Comparing({e.path: e.sha256 for e in self.mirror.weights}, self._tensor_of(outputs))
         allotment = allot(
             max_memory,
             workers=workers,
             files=len(plan.files),
-            writer_nbytes=_WRITER_NBYTES,
+            writer_nbytes=_WRITER_NBYTES * part_of_it.files_at_once,
             demand=demand(part_of_it),
+            ordered=part_of_it.is_ordered,
         )
-        self._meter(Planned(len(parts), 0, sum(part.size for part in parts)))
+        self._meter(Planned(len(outputs), 0, part_of_it.bytes_out))
+        outcome = None
         try:
             outcome = run(
                 part_of_it,
@@ -210,11 +252,14 @@ class Audit:
             sink.faults += proof.check_digests(self.mirror, outcome.digests)
         except (CheckpointError, VerificationError) as error:
             sink.faults.append(Fault("source", error.message))
-        nbytes = sum(part.size for part in parts)
-        return sink.faults, Again(tuple(chosen), seed if sample is not None else None, nbytes)
+        again = Again(tuple(sorted(made)), seed if sample is not None else None, part_of_it.bytes_out)
+        return sink.faults, again, outcome if sample is None and not sink.faults else None
 
-    def _tensor_of(self, parts: Sequence[Part]) -> dict[str, str]:
-        return {part.path: self.mirror.plan.recipes[part.recipe].name for part in parts}
+    def _tensor_of(self, outputs: Sequence[OutFile]) -> dict[str, str]:
+        """What a file is called in a fault: by its tensor, where it holds only one."""
+        names = {file.path: file.path for file in outputs}
+        recipes = self.mirror.plan.recipes
+        return names | {f.path: recipes[f.pieces[0].recipe].name for f in outputs if len(f.pieces) == 1}
 
     def result(self, faults: Sequence[Fault], depth: Sequence[str], again: Again | None) -> Verification:
         """What was looked at, and everything that is wrong."""

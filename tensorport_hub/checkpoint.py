@@ -12,13 +12,15 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tensorport_hub.core import manifest, npy
+from tensorport_hub.core import manifest
 from tensorport_hub.core.digest import blob_oid
+from tensorport_hub.core.encode.jax_pickle import JAX_PICKLE
+from tensorport_hub.core.layout import frame, is_swapped, stored_in
 from tensorport_hub.core.location import FolderLocation, HubLocation
 from tensorport_hub.core.mirror import Mirror
 from tensorport_hub.core.mirror import read as read_mirror
@@ -34,18 +36,37 @@ from tensorport_hub.meter import Meter
 from tensorport_hub.reading import read_seconds, source_location
 
 
-def _npy_pieces(mirror: Mirror) -> dict[str, list[Piece]]:
-    """`numpy-direct`: a piece is a file of its own."""
-    found: dict[str, list[Piece]] = {recipe.name: [] for recipe in mirror.plan.recipes}
-    for part, file in zip(mirror.plan.parts, mirror.weights, strict=True):
-        recipe = mirror.plan.recipes[part.recipe]
-        head = npy.header(recipe.dtype, part.shape)
-        found[recipe.name].append(Piece(file, part.rows, part.shape, len(head), head))
+def _pieces(mirror: Mirror, form: str) -> dict[str, list[Piece]]:
+    """Where the tensors of one format stand: in files of their own, or in shared ones."""
+    plan = mirror.plan
+    found: dict[str, list[Piece]] = {recipe.name: [] for recipe in plan.recipes}
+    for file, entry in zip(plan.outputs, mirror.weights, strict=True):
+        if file.format != form:
+            continue
+        made = frame(plan.recipes, file)
+        head = made.segments[0].before
+        for segment, offset in zip(made.segments, made.offsets, strict=True):
+            piece = file.pieces[segment.entry]
+            recipe = plan.recipes[piece.recipe]
+            start, stop = (piece.rows[0] + row for row in segment.rows)
+            shape = stored_in(recipe, form)
+            shape = (stop - start, *shape[1:]) if shape else ()
+            swapped = is_swapped(recipe, form)
+            found[recipe.name].append(Piece(entry, (start, stop), shape, offset, head, swapped))
     return found
 
 
-_LAYOUTS: dict[str, Callable[[Mirror], dict[str, list[Piece]]]] = {"numpy-direct": _npy_pieces}
-"""How each format keeps its tensors."""
+def _chosen(name: str, formats: Sequence[str], form: str | None) -> str:
+    """The format to read: the one that was asked for, else the first that is read at all."""
+    if form is not None and form not in formats:
+        raise UseError(f"`{name}` has no format `{shorten(form)}`: it has {', '.join(formats)}")
+    readable = [one for one in formats if one != JAX_PICKLE.name]
+    if form == JAX_PICKLE.name or not readable:
+        raise UseError(
+            f"`{name}` is to be read as `{JAX_PICKLE.name}`, which this tool never does",
+            hint="mirror the model in another format too: `--format numpy-direct --format jax-pickle`",
+        )
+    return form or readable[0]
 
 
 class Checkpoint(Mapping[str, LazyArray]):
@@ -54,17 +75,21 @@ class Checkpoint(Mapping[str, LazyArray]):
     Attributes:
         name: repository id, or the folder's absolute path.
         commit: what is read, whatever happens to the branch; None for a folder.
+        format: the one of the mirror's formats that is read.
         manifest: manifest.json, parsed.
     """
 
-    def __init__(self, name: str, commit: str | None, mirror: Mirror, files: Files) -> None:
+    def __init__(
+        self, name: str, commit: str | None, mirror: Mirror, files: Files, form: str | None = None
+    ) -> None:
         self.name, self.commit, self.manifest = name, commit, mirror.text
+        self.format = _chosen(name, mirror.plan.options.formats, form)
         self._files = mirror.files
         self._reader = Reader(files)
-        pieces = _LAYOUTS[str(mirror.text["format"])](mirror)
+        pieces = _pieces(mirror, self.format)
+        recipes = {recipe.name: recipe for recipe in mirror.plan.recipes}
         self._arrays = {
-            recipe.name: LazyArray(recipe, pieces[recipe.name], self._reader)
-            for recipe in mirror.plan.recipes
+            name: LazyArray(recipes[name], pieces[name], self._reader) for name in mirror.text["tensors"]
         }
 
     def __getitem__(self, name: str) -> LazyArray:
@@ -86,11 +111,13 @@ class Checkpoint(Mapping[str, LazyArray]):
     def read_file(self, path: str) -> bytes:
         """A small file of the mirror (`config.json`, `tokenizer.json`), compared with its sha256.
 
+        In a mirror of several formats it may also be one in the folder of the format that is read.
+
         Raises:
             UseError: the mirror has no such file.
             SourceError, VerificationError: as when an array is read.
         """
-        entry = self._files.get(path)
+        entry = self._files.get(path) or self._files.get(f"{self.format}/{path}")
         if entry is None:
             raise UseError(f"`{self.name}` has no file `{shorten(path)}`")
         return self._reader.files.read(entry)
@@ -118,6 +145,7 @@ def open_checkpoint(
     revision: str | None = None,
     token: str | None = None,
     verify: bool = False,
+    format: str | None = None,
 ) -> Checkpoint:
     """Open a mirror for reading; only its manifest.json is read now.
 
@@ -127,20 +155,21 @@ def open_checkpoint(
         token: by default the one that you are logged in with.
         verify: compare the sha256 of each file with the manifest's, once, before its first use. A file that
             is not on this machine is downloaded once more for it.
+        format: which of a mirror's formats to read; by default the first. All give the same arrays.
 
     Returns:
         Name -> lazy array. Files that lie in the Hugging Face cache are read there, and with
         `HF_HUB_OFFLINE` everything is.
 
     Raises:
-        UseError: it is no repository id and no folder.
+        UseError: it is no repository id and no folder, or a mirror without that format, or of pickles.
         SourceError: it can't be reached or read.
         VerificationError: it has no manifest, or one that contradicts itself or is of an unknown format.
     """
     location = source_location(os.fspath(repo_or_folder), revision)
     if isinstance(location, FolderLocation):
         root = parse_folder(location.path)
-        return _open_folder(str(root), None, root, verify=verify)
+        return _open_folder(str(root), None, root, verify=verify, form=format)
     if location.subfolder is not None:
         raise UseError(f"`{repo_or_folder}` names a folder in a repository: a mirror is opened whole")
     client = HubClient(token=token)
@@ -152,11 +181,11 @@ def open_checkpoint(
                 hint="`HF_HUB_OFFLINE` is set, so the Hub is not asked",
             )
         root = manifest_file.parent
-        return _open_folder(location.repo_id, root.name, root, verify=verify)
-    return _open_repository(client, location, verify=verify)
+        return _open_folder(location.repo_id, root.name, root, verify=verify, form=format)
+    return _open_repository(client, location, verify=verify, form=format)
 
 
-def _open_folder(name: str, commit: str | None, root: Path, *, verify: bool) -> Checkpoint:
+def _open_folder(name: str, commit: str | None, root: Path, *, verify: bool, form: str | None) -> Checkpoint:
     """A folder, or a snapshot of the Hugging Face cache."""
     if not root.is_dir():
         raise SourceError(f"`{root}` is no folder")
@@ -166,10 +195,12 @@ def _open_folder(name: str, commit: str | None, root: Path, *, verify: bool) -> 
         raise _no_mirror(name) from None
     except OSError as error:
         raise SourceError(f"`{root / manifest.PATH}` can't be read: {error.strerror}") from None
-    return Checkpoint(name, commit, read_mirror(data), Files(name, root.joinpath, None, verify=verify))
+    return Checkpoint(name, commit, read_mirror(data), Files(name, root.joinpath, None, verify=verify), form)
 
 
-def _open_repository(client: HubClient, location: HubLocation, *, verify: bool) -> Checkpoint:
+def _open_repository(
+    client: HubClient, location: HubLocation, *, verify: bool, form: str | None
+) -> Checkpoint:
     """A repository on the Hub; what its cache holds of the same commit is not downloaded again."""
     meter, name = Meter(None), location.repo_id
     state = retried(lambda: client.repo_state(name, location.revision, SourceError), meter)
@@ -180,7 +211,7 @@ def _open_repository(client: HubClient, location: HubLocation, *, verify: bool) 
 
     try:
         mirror = read_mirror(_manifest(source, name, find(manifest.PATH)))
-        return Checkpoint(name, state.commit, mirror, Files(name, find, source, verify=verify))
+        return Checkpoint(name, state.commit, mirror, Files(name, find, source, verify=verify), form)
     except BaseException:
         source.close()
         raise

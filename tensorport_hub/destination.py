@@ -72,11 +72,13 @@ class Opened:
     """A destination that is written to.
 
     Attributes:
+        anew: this run, or the one that it continues, is to make everything itself, whatever stands.
         published: an interrupted run had finished all but the publication, and that was done now.
     """
 
     sink: Sink
     journal: Journal
+    anew: bool
     published: tuple[Mirror, Published] | None = None
 
 
@@ -104,8 +106,8 @@ class Destination(Protocol):
     def checkpoints(self, plan: Plan) -> int | None:
         """About how many checkpoints a run makes before it publishes; None: one commit does it all."""
 
-    def standing(self, plan: Plan) -> tuple[Mirror, Published] | None:
-        """What stands here, where it is what the plan makes: complete, and undamaged."""
+    def standing(self, plan: Plan, key: str) -> tuple[Mirror, Published] | None:
+        """What stands here, where it is what the plan makes: complete, undamaged, not being made anew."""
 
     def open(self, plan: Plan, key: str, *, writers: int) -> Opened:
         """Begin, or continue what an interrupted run of the plan `key` left."""
@@ -138,11 +140,11 @@ class FolderDestination:
             self._standing = {entry.sha256: entry.path for entry in there.weights}
 
     def checkpoints(self, plan: Plan) -> int | None:
-        return len(plan.parts)
+        return len(plan.outputs)
 
-    def standing(self, plan: Plan) -> tuple[Mirror, Published] | None:
+    def standing(self, plan: Plan, key: str) -> tuple[Mirror, Published] | None:
         found = self._path / manifest.PATH
-        if not found.is_file():
+        if not found.is_file() or LocalSink.is_begun_anew(self._path):
             return None
         there = whole(found.read_bytes(), listing(self._path, hashed=False), plan)
         if there is None or proof.check_files(there, listing(self._path, hashed=True)):
@@ -150,11 +152,15 @@ class FolderDestination:
         return there, Published(self.name, None, None, changed=False)
 
     def open(self, plan: Plan, key: str, *, writers: int) -> Opened:
-        parts = range(len(plan.parts))
+        outputs = range(len(plan.outputs))
         sink = LocalSink(
-            self._path, key=key, parts=parts, standing=self._standing, restart=self._publication.restart
+            self._path,
+            key=key,
+            outputs=outputs,
+            standing=self._standing,
+            restart=self._publication.restart,
         )
-        return Opened(sink, sink.journal)
+        return Opened(sink, sink.journal, sink.anew)
 
     def close(self) -> None:
         """Nothing is held."""

@@ -17,7 +17,7 @@ from tensorport_hub.edge.git import Git
 from tensorport_hub.edge.git_lfs import GitObjects
 from tensorport_hub.edge.git_remote import HEADS, GitRemote, Tree, Update
 from tensorport_hub.edge.git_sink import ATTRIBUTES, GitSink, attributes
-from tensorport_hub.edge.git_work import GitWork
+from tensorport_hub.edge.git_work import GitWork, work_ref
 from tensorport_hub.edge.hub_journal import HubJournal
 from tensorport_hub.edge.hub_work import COMMIT_FILES
 from tensorport_hub.edge.journal import Unkept
@@ -83,7 +83,7 @@ class GitDestination:
         branch = self._publication.branch
         self._ref = f"{HEADS}{branch}" if branch is not None else standard
         base = self._ref if self._ref in refs else standard
-        self._empty = not refs
+        self._refs = refs
         self._there = self._remote.tree(base) if base in refs else Tree()
         self._tip = self._there.commit if base == self._ref else None
         self._refuse_strangers()
@@ -122,13 +122,13 @@ class GitDestination:
     def check(self, plan: Plan, paths: Sequence[str]) -> None:
         there = None if self._publication.restart else readable(self._manifest)
         self.inherited = resync.inherited(plan, there) if there is not None else Progress()
-        largest = max(plan.parts, key=lambda part: part.size, default=None)
+        largest = max(plan.outputs, key=lambda file: file.size, default=None)
         if largest is None:
             return
-        if largest.size > self._publication.max_disk:
+        if plan.bytes_at_once > self._publication.max_disk:
             raise LimitError(
-                "the largest part does not fit the staging space: expected at most"
-                f" {self._publication.max_disk} bytes, got {largest.size}",
+                "files that are written at the same time do not fit the staging space: expected at most"
+                f" {self._publication.max_disk} bytes, got {plan.bytes_at_once}",
                 hint="raise `--max-disk`, or lower `--shard-size`",
             )
         if _GITHUB.search(self.name) and largest.size > _LARGEST_OBJECT:
@@ -144,17 +144,19 @@ class GitDestination:
             )
 
     def checkpoints(self, plan: Plan) -> int | None:
-        left = [part.size for part in plan.parts if part.index not in self.inherited.parts]
+        left = [file.size for file in plan.outputs if file.index not in self.inherited.made]
         every = self._publication.checkpoint_every
         if len(left) <= COMMIT_FILES and sum(left) < every:
             return None
         return max(sum(left) // every, len(left) // COMMIT_FILES)
 
-    def standing(self, plan: Plan) -> tuple[Mirror, Published] | None:
+    def standing(self, plan: Plan, key: str) -> tuple[Mirror, Published] | None:
         if self._tip is None or not self._manifest:
             return None
         there = readable(self._manifest)
         if there is None or not proof.is_of(there, plan) or not self._is_whole(there):
+            return None
+        if self._is_kept(key) and self._work(key).is_begun_anew():
             return None
         return there, Published(self.name, self._tip, None, changed=False)
 
@@ -173,18 +175,16 @@ class GitDestination:
 
     def open(self, plan: Plan, key: str, *, writers: int) -> Opened:
         publication = self._publication
-        self._look()  # again: much may have happened since the plan was made
-        paths = {part.index: part.path for part in plan.parts}
+        self._look_again()
+        work = self._claimed(plan, key)
+        anew = publication.restart or (work is not None and work.anew)
+        paths = {file.index: file.path for file in plan.outputs}
         standing = frozenset(self._there.files.values())
-        named = [r for r in _receipts(self.inherited, paths) if pointer_oid(r.sha256, r.size) in standing]
+        inherited = _receipts(Progress() if anew else self.inherited, paths)
+        named = [r for r in inherited if pointer_oid(r.sha256, r.size) in standing]
         journal: HubJournal | Unkept = Unkept()
-        work = None
-        if self.checkpoints(plan) is not None:
-            if self._empty:  # hosts make the first branch that they get the one that readers see
-                self._begin()
-            work = GitWork(self._remote, self._objects, key, author=self._author)
-            work.claim(restart=publication.restart)
-            journal = HubJournal(work, parts=paths, every=publication.checkpoint_every, report=self._report)
+        if work is not None:
+            journal = HubJournal(work, outputs=paths, every=publication.checkpoint_every, report=self._report)
             named += work.named(_receipts(journal.progress, paths))
         lost = frozenset(self._objects.missing(named))
         sink = GitSink(
@@ -198,7 +198,46 @@ class GitDestination:
             message=publication.title(plan),
             author=self._author,
         )
-        return Opened(sink, journal)
+        return Opened(sink, journal, anew)
+
+    def _look_again(self) -> None:
+        """Much may have happened since the plan was made.
+
+        Raises:
+            DestinationError: what was planned from is not there any more.
+        """
+        planned = self._there
+        self._look()
+        there = self._there
+        begun = planned.commit is None and there.files.keys() <= {ATTRIBUTES}  # by a run like this one
+        if there.commit != planned.commit and not begun:
+            raise DestinationError(
+                f"`{self.name}` moved since the plan was made: expected"
+                f" {planned.commit or 'no commit'}, got {there.commit or 'none'}",
+                hint="somebody else writes there; run again",
+            )
+
+    def _claimed(self, plan: Plan, key: str) -> GitWork | None:
+        """The work branch, where one is there or needed."""
+        restart, needed = self._publication.restart, self.checkpoints(plan) is not None
+        if not needed and not self._is_kept(key):
+            return None
+        if not self._refs:  # hosts make the first branch that they get the one that readers see
+            self._begin()
+        work = self._work(key)
+        if restart and not needed:
+            work.drop()
+            return None
+        work.claim(restart=restart)
+        return work
+
+    def _is_kept(self, key: str) -> bool:
+        """Whether an earlier run left a work branch, as far as was last looked."""
+        return work_ref(key, self._publication.branch) in self._refs
+
+    def _work(self, key: str) -> GitWork:
+        ref = work_ref(key, self._publication.branch)
+        return GitWork(self._remote, self._objects, key, ref=ref, author=self._author)
 
     def _begin(self) -> None:
         """The first commit of an empty repository: it holds nothing for readers."""
@@ -212,4 +251,4 @@ class GitDestination:
 
 
 def _receipts(progress: Progress, paths: Mapping[int, str]) -> list[Receipt]:
-    return [Receipt(paths[made.index], made.size, made.sha256) for made in progress.parts.values()]
+    return [Receipt(paths[made.index], made.size, made.sha256) for made in progress.made.values()]

@@ -15,11 +15,12 @@ from tensorport_hub.core.tensor import shorten
 from tensorport_hub.destination import Opened, Publication, readable, whole
 from tensorport_hub.edge.http import Http
 from tensorport_hub.edge.hub_client import HubClient, RepoState
+from tensorport_hub.edge.hub_find import open_work
 from tensorport_hub.edge.hub_journal import HubJournal
 from tensorport_hub.edge.hub_lfs import LfsSession
 from tensorport_hub.edge.hub_ref import KEPT, HubRef
 from tensorport_hub.edge.hub_sink import HubSink
-from tensorport_hub.edge.hub_work import COMMIT_FILES, FOLDER, Request, open_work
+from tensorport_hub.edge.hub_work import COMMIT_FILES, FOLDER, Request
 from tensorport_hub.edge.hub_xet import XetSession
 from tensorport_hub.edge.journal import Unkept
 from tensorport_hub.edge.retry import retried
@@ -138,14 +139,13 @@ class HubDestination:
                 problems.append(
                     f"folder `{folder or '/'}` would hold {count} entries: expected at most {FOLDER_ENTRIES}"
                 )
-        largest = max(plan.parts, key=lambda part: part.size, default=None)
+        largest = max(plan.outputs, key=lambda file: file.size, default=None)
         if largest is not None and largest.size > _LARGEST_FILE:
             problems.append(f"`{largest.path}` has {largest.size} bytes: expected at most {_LARGEST_FILE}")
-        staged = largest is not None and largest.size > self._publication.max_disk
-        if self._publication.transfer == "lfs" and staged and largest is not None:
+        if self._publication.transfer == "lfs" and plan.bytes_at_once > self._publication.max_disk:
             problems.append(
-                f"the largest part does not fit the staging space: expected at most"
-                f" {self._publication.max_disk} bytes, got {largest.size}"
+                f"files that are written at the same time do not fit the staging space: expected at most"
+                f" {self._publication.max_disk} bytes, got {plan.bytes_at_once}"
             )
         if problems:
             raise gather(LimitError, problems, hint="raise `--max-disk`, or change `--shard-size`")
@@ -156,33 +156,51 @@ class HubDestination:
 
     def checkpoints(self, plan: Plan) -> int | None:
         there = {f.path: (f.size, f.sha256) for f in self._there.files} if self._there is not None else {}
-        kept, every = self.inherited.parts, self._publication.checkpoint_every
+        kept, every = self.inherited.made, self._publication.checkpoint_every
         unchanged = {
-            part.path
-            for part in plan.parts
-            if (made := kept.get(part.index)) and there.get(part.path) == (made.size, made.sha256)
+            file.path
+            for file in plan.outputs
+            if (made := kept.get(file.index)) and there.get(file.path) == (made.size, made.sha256)
         }
-        nbytes = sum(part.size for part in plan.parts if part.index not in kept)
+        nbytes = sum(file.size for file in plan.outputs if file.index not in kept)
         files = len((there.keys() | set(self._paths)) - unchanged)
         if files <= COMMIT_FILES and nbytes < every:
             return None
         return max(nbytes // every, files // COMMIT_FILES)
 
-    def standing(self, plan: Plan) -> tuple[Mirror, Published] | None:
+    def standing(self, plan: Plan, key: str) -> tuple[Mirror, Published] | None:
         state = self._there
         if state is None or self._begins or not _has_manifest(state):
             return None
         there = whole(self._manifest(state), state.files, plan)
-        if there is None:
+        if there is None or self._is_begun_anew(state, plan, key):
             return None
         page = self._client.page(self.name, state.commit)
         return there, Published(self.name, state.commit, page, changed=False)
 
+    def _is_begun_anew(self, state: RepoState, plan: Plan, key: str) -> bool:
+        """Whether a run that was to make everything itself was interrupted."""
+        target = HubRef(self._client, state, self._publication.branch or "main", self._report)
+        try:
+            work = open_work(target, self._request(plan, key), restart=False, needed=False)
+        except DestinationError:  # it stands on another state: no run continues it
+            return False
+        return work is not None and work.anew
+
+    def _request(self, plan: Plan, key: str) -> Request:
+        publication = self._publication
+        return Request(
+            key,
+            publication.title(plan),
+            retried(self._client.whoami, self._report),
+            publication.branch,
+            offer=publication.create_pr,
+            anew=publication.restart,
+        )
+
     def open(self, plan: Plan, key: str, *, writers: int) -> Opened:
         publication, report = self._publication, self._report
-        target = self._target()
-        me = retried(self._client.whoami, report)
-        request = Request(key, publication.title(plan), me, publication.branch, publication.create_pr)
+        target, request = self._target(), self._request(plan, key)
         needed = publication.create_pr or self.checkpoints(plan) is not None
         work = open_work(target, request, restart=publication.restart, needed=needed)
         with ExitStack() as undo:
@@ -194,8 +212,8 @@ class HubDestination:
             journal: HubJournal | Unkept = Unkept()
             if work is not None and not work.is_complete:
                 work.claim()
-                paths = {part.index: part.path for part in plan.parts}
-                journal = HubJournal(work, parts=paths, every=publication.checkpoint_every, report=report)
+                paths = {file.index: file.path for file in plan.outputs}
+                journal = HubJournal(work, outputs=paths, every=publication.checkpoint_every, report=report)
             sink = HubSink(
                 self._client,
                 http,
@@ -208,7 +226,8 @@ class HubDestination:
                 offer=publication.create_pr,
                 report=report,
             )
-            opened = Opened(sink, journal, self._finish(sink, plan))
+            anew = publication.restart or (work is not None and work.anew)
+            opened = Opened(sink, journal, anew, self._finish(sink, plan))
             undo.pop_all()
         return opened
 

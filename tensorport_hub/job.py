@@ -11,7 +11,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 
-from tensorport_hub.core import card, manifest, model_config
+from tensorport_hub.contents import small_files, small_paths, whole_manifest
+from tensorport_hub.core import manifest
+from tensorport_hub.core.card_snippets import PICKLE_WARNING
+from tensorport_hub.core.encode.jax_pickle import JAX_PICKLE
 from tensorport_hub.core.journal import remaining
 from tensorport_hub.core.location import (
     FolderLocation,
@@ -24,8 +27,8 @@ from tensorport_hub.core.mirror import Mirror
 from tensorport_hub.core.mirror import read as read_mirror
 from tensorport_hub.core.plan import Options
 from tensorport_hub.core.schedule import Schedule
-from tensorport_hub.core.selection import QUANTIZATION_CONFIGS
 from tensorport_hub.core.size import parse_size
+from tensorport_hub.core.tensor import shorten
 from tensorport_hub.core.tiles import demand
 from tensorport_hub.destination import Destination, FolderDestination, Opened, Publication
 from tensorport_hub.edge.git import require_git
@@ -35,14 +38,13 @@ from tensorport_hub.edge.local import parse_folder
 from tensorport_hub.edge.retry import retried
 from tensorport_hub.engine import Outcome
 from tensorport_hub.engine.budget import Allotment, allot
-from tensorport_hub.errors import UseError
+from tensorport_hub.errors import LimitError, UseError, gather
 from tensorport_hub.git_destination import GitDestination
 from tensorport_hub.hub_destination import HubDestination
 from tensorport_hub.meter import Meter, peak_memory
-from tensorport_hub.ports import Published, Sink
+from tensorport_hub.ports import Published, Sink, Warned
 from tensorport_hub.reading import Reading, read_seconds, source_location
 from tensorport_hub.results import MirrorResult, PlanResult, Stats
-from tensorport_hub.survey import read_small
 
 _XET_STREAMS = 4
 
@@ -53,12 +55,13 @@ class Limits:
 
     workers: int
     max_memory: int
+    large_shards: bool = False
 
     @classmethod
-    def of(cls, workers: int | None, max_memory: str | int) -> Limits:
+    def of(cls, workers: int | None, max_memory: str | int, *, large_shards: bool = False) -> Limits:
         if workers is not None and workers < 1:
             raise UseError(f"workers must be at least 1, got {workers}")
-        return cls(workers or _processors(), parse_size(max_memory))
+        return cls(workers or _processors(), parse_size(max_memory), large_shards)
 
 
 def _processors() -> int:
@@ -82,7 +85,7 @@ class Job(Reading):
     ) -> None:
         self.limits, self._publication = limits, publication
         given = parse_destination(destination) if destination is not None else None
-        _refuse_same(source_location(source, revision), given)
+        refuse_same(source_location(source, revision), given)
         if isinstance(given, GitLocation):
             require_git()
         super().__init__(source, revision, token, options, meter)
@@ -90,19 +93,34 @@ class Job(Reading):
             undo.callback(self.source.close)
             self.destination = self._destination(given or self._default_destination())
             undo.callback(self.destination.close)
-            paths = [part.path for part in self.plan.parts]
-            paths += [carried.path for carried in self.survey.carried]
-            self.destination.check(self.plan, [*paths, card.PATH, manifest.PATH])
+            self._refuse_large_files()
+            paths = [file.path for file in self.plan.outputs]
+            self.paths = [*paths, *small_paths(self.plan, self.survey)]
+            self.destination.check(self.plan, self.paths)
             self.allotment()
+            if JAX_PICKLE.name in options.formats:
+                meter(Warned(PICKLE_WARNING))
             undo.pop_all()
 
     def close(self) -> None:
         super().close()
         self.destination.close()
 
+    def _refuse_large_files(self) -> None:
+        """What no format cuts may be larger than a shard only if that was asked for."""
+        most = self.plan.options.shard_size
+        problems = [
+            f"`{shorten(self.plan.recipes[file.pieces[0].recipe].name)}` alone fills `{file.path}`, which no"
+            f" reader could join if it were cut: expected at most {most} bytes, got {file.size}"
+            for file in self.plan.outputs
+            if file.size > most
+        ]
+        if problems and not self.limits.large_shards:
+            raise gather(LimitError, problems, hint="`--allow-large-shards`, or a larger `--shard-size`")
+
     def _default_destination(self) -> Location:
         me = retried(self.client.whoami, self.meter)
-        return HubLocation(f"{me}/{self.name.rstrip('/').rpartition('/')[2]}-npy")
+        return HubLocation(default_name(me, self.name))
 
     def _destination(self, location: Location | GitLocation) -> Destination:
         closed = isinstance(self.source, HubSource) and (self.source.private or self.source.gated)
@@ -130,13 +148,16 @@ class Job(Reading):
         Raises:
             LimitError: it is too small.
         """
-        streams = self.destination.streams
+        streams, at_once = self.destination.streams, self.plan.files_at_once
         return allot(
             self.limits.max_memory,
-            workers=min(self.limits.workers, _XET_STREAMS) if streams else self.limits.workers,
+            workers=min(self.limits.workers, max(_XET_STREAMS // at_once, 1))
+            if streams
+            else self.limits.workers,
             files=len(self.plan.files),
-            writer_nbytes=STREAM_NBYTES if streams else 2 << 20,
+            writer_nbytes=(STREAM_NBYTES if streams else 2 << 20) * at_once,
             demand=demand(self.plan),
+            ordered=self.plan.is_ordered,
         )
 
     @cached_property
@@ -149,70 +170,62 @@ class Job(Reading):
     def preview(self) -> PlanResult:
         """What a run would do."""
         plan, allotment, destination = self.plan, self.allotment(), self.destination
-        largest = max((part.size for part in plan.parts), default=0)
         return PlanResult(
             plan,
             self.name,
             destination.name,
             destination.exists,
             destination.private,
-            destination.standing(plan) is not None,
+            destination.standing(plan, self.key) is not None,
             destination.checkpoints(plan),
             len(plan.files),
             self.schedule.bytes_read(),
             self.schedule.bytes_again(),
             len(plan.recipes),
             plan.parameters,
-            len(plan.parts),
-            len(destination.inherited.parts),
+            len(plan.outputs),
+            len(destination.inherited.made),
             plan.shards,
             plan.bytes_out,
-            sum(part.size for part in destination.inherited.parts.values()),
+            sum(made.size for made in destination.inherited.made.values()),
             self.limits.max_memory,
-            min(self._publication.max_disk, allotment.workers * largest) if destination.stages else 0,
+            min(self._publication.max_disk, allotment.workers * plan.bytes_at_once)
+            if destination.stages
+            else 0,
             tuple(self.meter.warnings),
         )
 
+    @cached_property
+    def key(self) -> str:
+        """Names the plan, and the state of a source that has no commit: 64 hex digits."""
+        fingerprint, stamp = self.plan.fingerprint, self.source.stamp
+        return hashlib.sha256(f"{fingerprint}{stamp}".encode()).hexdigest() if stamp else fingerprint
+
     def standing(self) -> tuple[Mirror, Published] | None:
         """What the destination holds, where a run would make the same."""
-        return None if self._publication.restart else self.destination.standing(self.plan)
+        return None if self._publication.restart else self.destination.standing(self.plan, self.key)
 
     def open(self) -> Opened:
         """The sink and the journal; a missing repository is created here."""
-        plan, stamp = self.plan, self.source.stamp
-        key = hashlib.sha256(f"{plan.fingerprint}{stamp}".encode()).hexdigest() if stamp else plan.fingerprint
-        return self.destination.open(plan, key, writers=self.allotment().workers)
+        plan = self.plan
+        return self.destination.open(plan, self.key, writers=self.allotment().workers * plan.files_at_once)
 
     def publish(self, sink: Sink, outcome: Outcome) -> tuple[Mirror, Published]:
         """Carried files, card and manifest, then the commit."""
-        small = [
-            manifest.small_entry(path, data, sink.put(path, data).sha256)
-            for path, data in self._small(outcome)
-        ]
-        weights = [manifest.weight_entry(r.path, r.size, r.sha256) for r in outcome.receipts]
-        decoded = self.plan.decodes
-        built = manifest.build(
-            self.plan,
-            weights=weights,
+        plan, survey = self.plan, self.survey
+        small = small_files(plan, survey, self.source, losses=outcome.losses)
+        for path, data in small.items():
+            sink.put(path, data)
+        built = whole_manifest(
+            plan,
+            survey,
+            receipts=outcome.receipts,
             small=small,
             digests=outcome.digests,
             losses=outcome.losses,
-            original_config=self.survey.config_text if decoded else None,
         )
         sink.put(manifest.PATH, built)
         return read_mirror(built), sink.commit(outcome.receipts)
-
-    def _small(self, outcome: Outcome) -> list[tuple[str, bytes]]:
-        decoded = self.plan.decodes
-        files: dict[str, bytes] = {}
-        for carried in self.survey.carried:
-            if decoded and carried.path in QUANTIZATION_CONFIGS:
-                continue
-            files[carried.path] = read_small(self.source, carried.file)
-        if decoded and model_config.PATH in files:
-            files[model_config.PATH] = model_config.without_quantization(self.survey.config)
-        files[card.PATH] = card.build(self.plan, source_card=self.survey.card, losses=outcome.losses)
-        return sorted(files.items())
 
     def result(self, made: Mirror, published: Published, seconds: float) -> MirrorResult:
         meter, plan = self.meter, self.plan
@@ -227,7 +240,7 @@ class Job(Reading):
             Stats(
                 len(plan.recipes),
                 plan.parameters,
-                len(plan.parts),
+                len(plan.outputs),
                 meter.kept,
                 meter.resumed,
                 meter.bytes_read,
@@ -242,7 +255,13 @@ class Job(Reading):
         )
 
 
-def _refuse_same(source: Location, destination: Location | GitLocation | None) -> None:
+def default_name(me: str, source: str) -> str:
+    """Where the mirror of a source goes by default: a repository of the account."""
+    return f"{me}/{source.rstrip('/').rpartition('/')[2]}-npy"
+
+
+def refuse_same(source: Location, destination: Location | GitLocation | None) -> None:
+    """A mirror never goes where its source is."""
     same = False
     if isinstance(source, HubLocation) and isinstance(destination, HubLocation):
         same = source.repo_id.lower() == destination.repo_id.lower()

@@ -38,7 +38,7 @@ Array = npt.NDArray[Any]
 class Piece:
     """Rows `rows[0]:rows[1]` of a tensor: an array of `shape` in C order, from byte `start` of a file on.
 
-    `head` is what the file begins with.
+    `head` is what the file begins with; `swapped`: the last two axes stand the other way round there.
     """
 
     file: FileEntry
@@ -46,6 +46,7 @@ class Piece:
     shape: tuple[int, ...]
     start: int
     head: bytes
+    swapped: bool = False
 
 
 class LazyArray:
@@ -131,7 +132,8 @@ class LazyArray:
         for piece in self._pieces:
             rows, where = axes[0].within(*piece.rows)
             if rows.count:
-                found.append(_Wanted(piece, (rows, *axes[1:]), where))
+                rest = [*axes[1:-2], axes[-1], axes[-2]] if piece.swapped else axes[1:]
+                found.append(_Wanted(piece, (rows, *rest), where))
         return found
 
     def __repr__(self) -> str:
@@ -140,15 +142,19 @@ class LazyArray:
 
 @dataclass(frozen=True)
 class _Wanted:
-    """A block of one piece, and where it goes in the block of the whole array."""
+    """A block of one piece, as it stands there, and where it goes in the block of the whole array."""
 
     piece: Piece
     axes: Axes
     rows: slice | None
 
     def of(self, block: Array) -> Array:
-        """Its place in the block of the whole array; of a 0-d one, all of it."""
-        return block[...] if self.rows is None else block[self.rows]
+        """Its place in the block of the whole array, axes as in the file; of a 0-d one, all of it."""
+        return self.turned(block[...] if self.rows is None else block[self.rows])
+
+    def turned(self, block: Array) -> Array:
+        """Axes of the file for axes of the array, and back."""
+        return block.swapaxes(-1, -2) if self.piece.swapped else block
 
 
 class Reader:
@@ -163,7 +169,7 @@ class Reader:
         if len(wanted) == 1:
             found = self._mapped(wanted[0], dtype)
             if found is not None:
-                return found
+                return wanted[0].turned(found)
         block = npy.empty(shape, dtype)
         requests: list[tuple[_Wanted, Run]] = []
         for one in wanted:

@@ -133,7 +133,7 @@ class Journal(Protocol):
     def add(self, entry: Entry) -> None:
         """Remember an entry: at once, or with others at the next checkpoint, which may happen in this call.
 
-        A part is entered once its writer has finished. Safe to call from several threads.
+        An output file is entered once its writer has finished. Safe to call from several threads.
 
         Raises:
             DestinationError: it can't be kept, or another run of the plan has taken over.
@@ -144,8 +144,25 @@ class Journal(Protocol):
 
 
 @dataclass(frozen=True)
+class Begun:
+    """Of several runs the next one begins; events up to the next of this kind are its own."""
+
+    number: int
+    count: int
+    source: str
+
+
+@dataclass(frozen=True)
+class Failed:
+    """One of several runs failed; the others go on."""
+
+    source: str
+    message: str
+
+
+@dataclass(frozen=True)
 class Planned:
-    """A plan is complete: what will be read and written, in bytes and parts."""
+    """A plan is complete: bytes that will be read and written, and files of weights (`parts`)."""
 
     parts: int
     bytes_in: int
@@ -154,7 +171,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class Kept:
-    """The destination holds parts that are made of the same bytes: they need not be made again."""
+    """The destination holds files (`parts`) that are made of the same bytes: they need not be made again."""
 
     parts: int
     nbytes: int
@@ -162,7 +179,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class Resumed:
-    """An interrupted run left parts that need not be made again."""
+    """An interrupted run left files of weights (`parts`) that need not be made again."""
 
     parts: int
     nbytes: int
@@ -170,7 +187,7 @@ class Resumed:
 
 @dataclass(frozen=True)
 class Saved:
-    """So many parts are safe now: a run that begins after this moment will not make them again."""
+    """So many files (`parts`) are safe now: a run that begins after this moment won't make them again."""
 
     parts: int
 
@@ -193,14 +210,14 @@ class BytesWritten:
 
 @dataclass(frozen=True)
 class PartDone:
-    """The sink holds a part."""
+    """The sink holds a file of weights."""
 
     receipt: Receipt
 
 
 @dataclass(frozen=True)
 class PartRetried:
-    """A part failed for a passing reason and is written again."""
+    """A file failed for a passing reason and is written again."""
 
     path: str
     attempt: int
@@ -238,7 +255,9 @@ class Committed:
 
 
 Event = (
-    Planned
+    Begun
+    | Failed
+    | Planned
     | Kept
     | Resumed
     | BytesRead

@@ -10,8 +10,10 @@ from types import TracebackType
 from typing import Self
 
 from tensorport_hub.core import manifest
+from tensorport_hub.core.experts import stack_experts
+from tensorport_hub.core.layout import lay_out
 from tensorport_hub.core.location import FolderLocation, HubLocation, Location, parse_source
-from tensorport_hub.core.plan import Options, Plan, lay_out
+from tensorport_hub.core.plan import Options, Plan
 from tensorport_hub.core.recipe import recipes
 from tensorport_hub.edge.hub_client import HubClient
 from tensorport_hub.edge.hub_source import HubSource
@@ -81,6 +83,11 @@ class Reading:
             return self.location.repo_id
         return self.location.path
 
+    @property
+    def endpoint(self) -> str:
+        """The Hub that the source is on; "" for a folder."""
+        return self.client.endpoint if isinstance(self.location, HubLocation) else ""
+
     @cached_property
     def client(self) -> HubClient:
         return HubClient(token=self.token)
@@ -102,13 +109,15 @@ class Reading:
             )
 
     def _plan(self, seen: Survey) -> Plan:
-        found = recipes(seen.checkpoint, precision=self.options.precision, quantized=self.options.quantized)
+        options = self.options
+        found = recipes(seen.checkpoint, precision=options.precision, quantized=options.quantized)
+        made = stack_experts(found.made, seen.config) if options.experts == "stacked" else found.made
         return Plan(
             seen.repo,
             seen.revision,
             seen.files,
-            found.made,
-            lay_out(found.made, shard_size=self.options.shard_size),
+            made,
+            lay_out(made, shard_size=options.shard_size, formats=options.formats),
             self.options,
             {**seen.skipped, **found.left_out},
             seen.partial,
@@ -116,9 +125,6 @@ class Reading:
         )
 
     def inspection(self) -> Inspection:
-        sizes = Counter[int]()
-        for part in self.plan.parts:
-            sizes[part.recipe] += part.size
         tensors = tuple(
             TensorInfo(
                 recipe.name,
@@ -126,9 +132,9 @@ class Reading:
                 recipe.decoder.inputs[0].dtype.name,
                 recipe.dtype.name,
                 recipe.shape,
-                recipe.decoder.parameters,
+                recipe.parameters,
                 sum(tensor.nbytes for tensor in recipe.decoder.inputs),
-                sizes[i],
+                self.plan.nbytes_of[i],
             )
             for i, recipe in enumerate(self.plan.recipes)
         )

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tensorport_hub.core.forecast import Forecast
 from tensorport_hub.core.plan import Plan
 from tensorport_hub.core.proof import Fault
+from tensorport_hub.errors import TensorportError
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,32 @@ class MirrorResult:
 
 
 @dataclass(frozen=True)
+class Attempt:
+    """One mirror of several: what it published, or why it did not."""
+
+    source: str
+    destination: str | None
+    result: MirrorResult | None
+    error: TensorportError | None
+
+
+@dataclass(frozen=True)
+class MirrorsResult:
+    """What became of several mirrors, in the order in which they were asked for."""
+
+    attempts: tuple[Attempt, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """0, or that of the first failure."""
+        return next((attempt.error.exit_code for attempt in self.attempts if attempt.error), 0)
+
+    @property
+    def ok(self) -> bool:
+        return self.exit_code == 0
+
+
+@dataclass(frozen=True)
 class PlanResult:
     """What a mirror run would do.
 
@@ -69,6 +97,7 @@ class PlanResult:
         bytes_in: source bytes that will be read, those twice included.
         bytes_again: the part of it that order forces to be read a second time.
         parts_kept, bytes_kept: what stands at the destination already, and is neither read nor sent.
+        forecast: limits, requests and time, which `plan` adds.
     """
 
     plan: Plan = field(repr=False)
@@ -91,6 +120,7 @@ class PlanResult:
     memory: int
     disk: int
     warnings: tuple[str, ...]
+    forecast: Forecast | None = None
 
 
 @dataclass(frozen=True)

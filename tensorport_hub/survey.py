@@ -16,7 +16,7 @@ from typing import Any
 
 from tensorport_hub.core.card import read_front_matter
 from tensorport_hub.core.detect import CONFIG_FILES, Checkpoint, is_fact, logical_name
-from tensorport_hub.core.digest import SourceFile, blob_oid
+from tensorport_hub.core.digest import SourceFile, blob_oid, parse_pointer
 from tensorport_hub.core.plan import WeightFile
 from tensorport_hub.core.ranges import coalesce
 from tensorport_hub.core.safetensors import (
@@ -29,7 +29,7 @@ from tensorport_hub.core.safetensors import (
 )
 from tensorport_hub.core.selection import Selection, carried_name, select
 from tensorport_hub.core.tensor import TensorSpec
-from tensorport_hub.errors import CheckpointError, UseError, VerificationError, gather
+from tensorport_hub.errors import CheckpointError, SourceError, UseError, VerificationError, gather
 from tensorport_hub.ports import Report, Source, Warned
 
 _READERS = 8
@@ -152,6 +152,8 @@ def read_small(source: Source, file: SourceFile) -> bytes:
     data = bytes(content)
     got = hashlib.sha256(data).hexdigest() if file.sha256 else blob_oid(data) if file.git_oid else None
     expected = file.sha256 or file.git_oid
+    if expected is None and parse_pointer(data) is not None:
+        raise SourceError(f"`{file.path}` is only a git-LFS pointer", hint="`git lfs pull` gets the file")
     if got != expected:
         raise VerificationError(
             f"`{file.path}` is not what the source states: expected digest {expected}, got {got}"
@@ -187,8 +189,11 @@ def _weight_files(
 
 
 def _headers(source: Source, files: Sequence[SourceFile]) -> list[Header]:
-    with ThreadPoolExecutor(min(_READERS, max(1, len(files))), thread_name_prefix="header") as readers:
+    readers = ThreadPoolExecutor(min(_READERS, max(1, len(files))), thread_name_prefix="header")
+    try:
         return list(readers.map(lambda file: read_header(source, file), files))
+    finally:
+        readers.shutdown(wait=False, cancel_futures=True)  # an interrupt waits for no silent server
 
 
 def read_header(source: Source, file: SourceFile) -> Header:

@@ -65,6 +65,24 @@ def add(default: Path, repo_id: str, folder: Path, root: str | None, private: bo
     click.echo(f"{repo_id} is at {commit}")
 
 
+@devhub.command("webhook")
+@click.argument("url", metavar="URL")
+@click.option(
+    "--watch", metavar="NAME", multiple=True, required=True, help="A model org/name, or all of org."
+)
+@click.option("--root", metavar="DIR", help="The devhub's folder.")
+@click.option("--secret", envvar="WEBHOOK_SECRET", hidden=True)
+@click.pass_obj
+def webhook(default: Path, url: str, watch: tuple[str, ...], root: str | None, secret: str | None) -> None:
+    """Have URL, on this machine, told of pushes, with the secret in WEBHOOK_SECRET where there is one."""
+    target = Path(root).expanduser() if root else default
+    try:
+        made = _devhub().watch(target, url, watch, secret)
+    except ValueError as error:
+        raise UseError(str(error)) from None
+    click.echo(f"webhook {made} tells {url} of {', '.join(watch)}")
+
+
 @click.command()
 @click.option("--keep", type=click.Path(path_type=Path), metavar="DIR", help="Keep what came out in DIR.")
 @click.option("--no-progress", is_flag=True, help="No live bar.")

@@ -19,10 +19,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorport_hub.core.size import format_size
 from tensorport_hub.meter import memory_now
 from tensorport_hub.ports import (
+    Begun,
     BytesRead,
     BytesWritten,
     Committed,
     Event,
+    Failed,
     FileVerified,
     Kept,
     PartDone,
@@ -56,6 +58,8 @@ class _Counts:
 
     def add(self, event: Event) -> None:
         match event:
+            case Begun():
+                self.total = self.there = 0
             case Planned(parts=parts, bytes_in=read, bytes_out=written):
                 self.parts, self.total, self.begun = parts, written or read, monotonic()
                 self.only_reads = not written
@@ -95,6 +99,10 @@ class _Counts:
 def remark(event: Event) -> str | None:
     """A line that is worth saying even where no bar is drawn."""
     match event:
+        case Begun(number=number, count=count, source=source):
+            return f"[{number}/{count}] {source}"
+        case Failed(source=source, message=message):
+            return f"failed: {source}: {message}"
         case Warned(message=message):
             return f"warning: {message}"
         case Waiting(seconds=seconds, reason=reason) if seconds >= _QUIET_WAIT:
@@ -112,11 +120,11 @@ def remark(event: Event) -> str | None:
 
 
 class Quiet:
-    """Warnings only."""
+    """Warnings and failures only."""
 
     def __call__(self, event: Event) -> None:
-        if isinstance(event, Warned):
-            click.echo(f"warning: {event.message}", err=True)
+        if isinstance(event, (Warned, Failed)):
+            click.echo(remark(event), err=True)
 
     def __enter__(self) -> Self:
         return self

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, fields
+from pathlib import Path
 from typing import Any
 
 import click
 
+from tensorport_hub.core import manifest
+from tensorport_hub.core.forecast import Forecast
 from tensorport_hub.core.size import format_size
 from tensorport_hub.core.tensor import shorten
 from tensorport_hub.results import Inspection, MirrorResult, PlanResult, Stats, Verification
@@ -31,14 +33,32 @@ def _fallback(value: object) -> Any:
 def mirror_json(result: MirrorResult) -> dict[str, Any]:
     """What `mirror --json` prints: the result without the whole manifest."""
     shown = {f.name: getattr(result, f.name) for f in fields(result) if f.name not in ("manifest", "stats")}
-    return {**shown, "totals": result.manifest["totals"], "stats": asdict(result.stats)}
+    made = {"manifest": manifest_place(result), "totals": result.manifest["totals"]}
+    return {**shown, **made, "stats": asdict(result.stats)}
+
+
+def manifest_place(result: MirrorResult) -> str:
+    """Where the manifest is to be read: a URL of this very commit, or a path."""
+    if result.commit_url is None:
+        return str(Path(result.destination, manifest.PATH))
+    repository, _, commit = result.commit_url.rpartition("/commit/")
+    return f"{repository}/resolve/{commit}/{manifest.PATH}"
 
 
 def plan_json(result: PlanResult) -> dict[str, Any]:
     """What `plan --json` prints: the numbers, and every file with its size."""
-    shown = {f.name: getattr(result, f.name) for f in fields(result) if f.name != "plan"}
-    files = [{"path": part.path, "size": part.size} for part in result.plan.parts]
-    return {**shown, "revision": result.plan.commit, "fingerprint": result.plan.fingerprint, "files": files}
+    shown = {f.name: getattr(result, f.name) for f in fields(result) if f.name not in ("plan", "forecast")}
+    files = [{"path": file.path, "size": file.size} for file in result.plan.outputs]
+    plan = result.plan
+    return {
+        **shown,
+        "forecast": asdict(result.forecast) if result.forecast is not None else None,
+        "revision": plan.commit,
+        "fingerprint": plan.fingerprint,
+        "formats": plan.options.formats,
+        "experts": plan.options.experts,
+        "files": files,
+    }
 
 
 def mirror_text(result: MirrorResult) -> str:
@@ -80,16 +100,70 @@ def plan_text(result: PlanResult) -> str:
             f"{format_size(result.bytes_again)} ({share:.1f} %), forced by order or by the memory cap",
         ),
         ("writes", f"{format_size(result.bytes_out)} in {result.parts:,} files, {result.shards} shards"),
+        ("formats", _formats(result)),
         ("tensors", f"{result.tensors:,} with {result.parameters:,} parameters"),
         ("publishes", _publication(result)),
         ("memory", f"at most {format_size(result.memory)}"),
         ("disk", f"at most {format_size(result.disk)} of staging" if result.disk else "no staging"),
+        *(_forecast(result.forecast) if result.forecast is not None else []),
         ("fingerprint", result.plan.fingerprint[:16]),
     ]
     if result.parts_kept:
         kept = f"{format_size(result.bytes_kept)} of it in {result.parts_kept:,} files that are there already"
         rows.insert(5, ("keeps", kept))
     return "\n".join(f"{name:12} {text}" for name, text in rows)
+
+
+def _forecast(seen: Forecast) -> list[tuple[str, str]]:
+    """Limits, requests and time."""
+    rows = [("files", f"{seen.files:,} with card, manifest and what is carried over")]
+    rows += [
+        (
+            "limit" if limit.hard else "recommended",
+            f"{limit.value:,} of {limit.most:,} {limit.what}{', CROSSED' if limit.crossed else ''}",
+        )
+        for limit in seen.limits
+        if limit.crossed or not limit.what.startswith("bytes")
+    ]
+    for kind, what in (("api", "to the API"), ("resolvers", "for files")):
+        for window in seen.windows:
+            if window.kind == kind and seen.requests[kind]:
+                source = "" if window.stated else ", as documented for a free account"
+                rows.append(
+                    (
+                        "requests",
+                        f"about {seen.requests[kind]:,} {what}; {window.left:,} are left of {window.most:,}"
+                        f" in {window.seconds} s{source}",
+                    )
+                )
+    if seen.requests["commits"]:
+        rows.append(("commits", f"about {seen.requests['commits']:,}; the Hub takes about 128 an hour"))
+    return [*rows, ("time", _time(seen))]
+
+
+def _time(seen: Forecast) -> str:
+    if seen.rate is None or seen.seconds is None:
+        said = f"at least {_span(seen.waits)} of waiting for windows; " if seen.waits else ""
+        return f"{said}`--probe` measures the source, `--rate` states what is known"
+    rate = "/s to ".join(dict.fromkeys(format_size(r) for r in (seen.rate.low, seen.rate.high)))
+    waits = f", {_span(seen.waits)} of it waiting for windows" if seen.waits else ""
+    return (
+        f"{_span(seen.seconds[0])} (publishing keeps up) to {_span(seen.seconds[1])} (reading and"
+        f" publishing take turns) at {rate}/s, {seen.rate.how}{waits}"
+    )
+
+
+def _span(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _formats(result: PlanResult) -> str:
+    options = result.plan.options
+    stacked = ", experts stacked" if options.experts == "stacked" else ""
+    together = ", decoded and written one tensor after another" if result.plan.is_ordered else ""
+    return ", ".join(options.formats) + stacked + together
 
 
 def _publication(result: PlanResult) -> str:
@@ -157,21 +231,3 @@ def inspection_text(result: Inspection, *, every: bool) -> str:
 def module_group(name: str) -> str:
     """A tensor's name with layer and expert numbers as `*`."""
     return ".".join("*" if part.isdigit() else part for part in name.split("."))
-
-
-def step_summary(result: MirrorResult) -> None:
-    """A Markdown summary for GitHub Actions, where that is where we run."""
-    path = os.environ.get("GITHUB_STEP_SUMMARY")
-    if not path:
-        return
-    stats = result.stats
-    page = result.pr_url or result.commit_url
-    where = f"[{result.destination}]({page})" if page else f"`{result.destination}`"
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(
-            f"### {'Mirrored to' if result.changed else 'Unchanged:'} {where}\n\n"
-            "| tensors | parameters | files | published | read | seconds |\n|--:|--:|--:|--:|--:|--:|\n"
-            f"| {stats.tensors:,} | {stats.parameters:,} | {stats.parts:,} "
-            f"| {format_size(stats.bytes_published)} | {format_size(stats.bytes_read)} "
-            f"| {stats.seconds:.0f} |\n"
-        )

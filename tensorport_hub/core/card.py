@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import yaml
 
+from tensorport_hub.core import card_snippets
 from tensorport_hub.core.decode.cast import Losses
+from tensorport_hub.core.encode.jax_pickle import JAX_PICKLE
 from tensorport_hub.core.filenames import encode
 from tensorport_hub.core.plan import Options, Plan
 from tensorport_hub.core.size import format_size
@@ -26,6 +28,12 @@ PATH = "README.md"
 _CARRIED = ("license", "license_name", "license_link", "pipeline_tag", "language")
 _TAGS = ["numpy", "jax", "tensorport-hub"]
 _HOME = "tensorport-hub"
+_FILES = {
+    "numpy-direct": "`.npy` files",
+    "msgpack": "msgpack (flax)",
+    "jax-pickle": "pickles",
+    "safetensors": "safetensors (transformers)",
+}
 
 
 def read_front_matter(readme: str) -> dict[str, Any]:
@@ -84,23 +92,28 @@ def _title(plan: Plan) -> str:
     link = f"[{plan.repo}](https://huggingface.co/{plan.repo})" if plan.repo else "a local checkpoint"
     return (
         f"# {name.rpartition('/')[2]} as plain arrays\n\n"
-        f"The weights of {link} as `.npy` files: no torch, no GPU and no decoder needed to read them.\n"
+        f"The weights of {link} as {_listed(_FILES[form] for form in plan.options.formats)}: no torch, no GPU"
+        " and no decoder needed to read them.\n"
         f"Made from commit `{plan.commit}` by {_HOME} {plan.version}.\n"
     )
 
 
+def _listed(words: Iterable[str]) -> str:
+    *others, last = words
+    return f"{', '.join(others)} and {last}" if others else last
+
+
 def _content(plan: Plan) -> str:
     counts: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
-    sizes: Counter[int] = Counter()
-    for part in plan.parts:
-        sizes[part.recipe] += part.size
     for i, recipe in enumerate(plan.recipes):
         stored = recipe.decoder.inputs[0].dtype.name
-        scheme = "as stored" if recipe.decoder.scheme == "plain" else f"{recipe.decoder.scheme} decoded"
+        schemes = " and ".join(sorted(recipe.schemes))
+        scheme = "as stored" if schemes == "plain" else f"{schemes} decoded"
+        scheme += ", stacked" if recipe.decoder.scheme == "stacked" else ""
         if recipe.casts:
             scheme += ", rounded once"
         row = counts[f"{stored} → {recipe.dtype.name}" if recipe.dtype.name != stored else stored, scheme]
-        row.update(tensors=1, parameters=recipe.decoder.parameters, nbytes=sizes[i])
+        row.update(tensors=1, parameters=recipe.parameters, nbytes=plan.nbytes_of[i])
     rows = [
         f"| {dtype} | {scheme} | {row['tensors']:,} | {row['parameters']:,} | {format_size(row['nbytes'])} |"
         for (dtype, scheme), row in sorted(counts.items())
@@ -110,7 +123,7 @@ def _content(plan: Plan) -> str:
         "| dtype | decoding | tensors | parameters | size |\n|---|---|--:|--:|--:|\n"
         + "\n".join(rows)
         + f"\n| **all** | | {len(plan.recipes):,} | {plan.parameters:,} | {format_size(plan.bytes_out)} |\n\n"
-        f"{len(plan.parts):,} files in {plan.shards:,} shard{'s' * (plan.shards != 1)};"
+        f"{len(plan.outputs):,} files in {plan.shards:,} shard{'s' * (plan.shards != 1)};"
         " `manifest.json` names every tensor's file.\n"
     )
 
@@ -137,8 +150,20 @@ def _losses(plan: Plan, losses: Mapping[int, Losses]) -> str:
 
 
 def _use(plan: Plan) -> str:
-    if not plan.parts:
+    formats = plan.options.formats
+    if not plan.outputs:
         return ""
+    said = [_use_of_ours(plan)] if formats != (JAX_PICKLE.name,) else []
+    said += [card_snippets.SNIPPETS[form](plan, _folder(plan, form)) for form in formats]
+    return "## Load it\n\n" + "\n".join(said)
+
+
+def _folder(plan: Plan, form: str) -> str:
+    """Where the files of a format lie, with the slash; "" at the top."""
+    return f"{form}/" if len(plan.options.formats) > 1 else ""
+
+
+def _use_of_ours(plan: Plan) -> str:
     names = (recipe.name for recipe in plan.recipes if recipe.shape and encode(recipe.name) == recipe.name)
     name = next(names, None)
     rows = (
@@ -147,30 +172,13 @@ def _use(plan: Plan) -> str:
         else 'arrays = open_checkpoint("OWNER/NAME")  # name -> lazy array\n'
     )
     return (
-        "## Load it\n\n"
         f"With {_HOME}, by range from here, or from a downloaded folder:\n\n"
         "```python\n"
         "from tensorport_hub import open_checkpoint\n"
         "from tensorport_hub.jax import load_params\n\n"
         'params = load_params("OWNER/NAME")  # this repository\'s id, or a folder; `sharding=` spreads them\n'
         + rows
-        + "```\n\n"
-        "With JAX alone:\n\n"
-        "```python\n"
-        "import json, pathlib\n"
-        "import jax.numpy as jnp\n"
-        "from huggingface_hub import snapshot_download\n\n"
-        'folder = pathlib.Path(snapshot_download("OWNER/NAME"))\n'
-        f'array = jnp.load(folder / "{plan.parts[0].path}")\n\n'
-        'tensors = json.loads((folder / "manifest.json").read_text())["tensors"]\n'
-        "params = {\n"
-        '    name: jnp.concatenate([jnp.load(folder / s["file"]) for s in t["stored"]])\n'
-        '    if len(t["stored"]) > 1 else jnp.load(folder / t["stored"][0]["file"])\n'
-        "    for name, t in tensors.items()\n"
-        "}\n"
-        "```\n\n"
-        '`numpy.load(file, mmap_mode="r")` opens every file too. bfloat16 is stored as numpy stores it, as'
-        " two raw bytes (`V2`): `array.view(ml_dtypes.bfloat16)` restores it, `jnp.load` does so by itself.\n"
+        + "```\n"
     )
 
 
@@ -197,6 +205,7 @@ def reproduce(plan: Plan) -> str | None:
         "on_underflow",
         "shard_size",
         "verify_source",
+        "experts",
     ):
         value = getattr(options, key)
         if value != getattr(defaults, key):
@@ -204,4 +213,6 @@ def reproduce(plan: Plan) -> str | None:
     for key in ("allow_patterns", "include", "exclude"):
         for pattern in getattr(options, key):
             words += [f"--{key.replace('_', '-')}", pattern]
+    if options.formats != defaults.formats:
+        words += [word for form in options.formats for word in ("--format", form)]
     return shlex.join(words)

@@ -2,26 +2,32 @@
 
 `tensorport.manifest/1`; its JSON Schema is `tensorport_hub/manifest.schema.json`. Compact JSON with a fixed
 key order. From it alone, together with the source commit, every output byte can be made again: each tensor
-names the stored byte ranges (`from`, files by number), the decoder, and the files its rows went to. Nothing
-in it depends on the clock, the machine, the destination, or how the run went.
+names the stored byte ranges (`from`, files by number), the decoder, and the files its rows went to; where a
+file holds several tensors, also the byte at which these rows begin. Nothing in it depends on the clock, the
+machine, the destination, or how the run went.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from tensorport_hub.core.decode.cast import Losses
 from tensorport_hub.core.digest import blob_oid, pointer_oid
-from tensorport_hub.core.plan import Part, Plan, dumps
+from tensorport_hub.core.encode.table import ENCODINGS
+from tensorport_hub.core.layout import OutFile, Piece, frame, is_swapped
+from tensorport_hub.core.plan import Plan, dumps
 from tensorport_hub.core.recipe import Recipe
 from tensorport_hub.core.tensor import shorten
 from tensorport_hub.errors import VerificationError
 
 SCHEMA = "tensorport.manifest/1"
 PATH = "manifest.json"
+LARGEST = 1 << 29
+"""Bytes that a manifest may have: that of 240,000 tensors takes about a third."""
 
 
 @dataclass(frozen=True)
@@ -57,16 +63,17 @@ def build(
 
     Args:
         plan: what was made.
-        weights: one entry a part, in plan order.
+        weights: one entry an output file, in plan order.
         small: all other files but the manifest itself.
         digests: source file -> its sha256 where it was read whole, else None.
         losses: recipe number -> what rounding cost.
         original_config: text of the source's `config.json` where the mirror's differs.
     """
     numbers = {file.path: i for i, file in enumerate(plan.files)}
-    parts: dict[int, list[tuple[Part, FileEntry]]] = {}
-    for part, entry in zip(plan.parts, weights, strict=True):
-        parts.setdefault(part.recipe, []).append((part, entry))
+    stored: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for file, entry in zip(plan.outputs, weights, strict=True):
+        for piece, place in _places(plan, file, entry):
+            stored[piece.recipe].append(place)
     manifest: dict[str, Any] = {
         "schema": SCHEMA,
         "generator": {"name": "tensorport-hub", "version": plan.version},
@@ -75,8 +82,8 @@ def build(
             "revision": plan.commit,
             "files": [_source_file(f.path, f.size, f.sha256, digests.get(f.path)) for f in plan.files],
         },
-        "format": "numpy-direct",
-        "options": asdict(plan.options),
+        "format": plan.options.formats[0] if len(plan.options.formats) == 1 else [*plan.options.formats],
+        "options": plan.options.to_json(),
         "totals": {
             "tensors": len(plan.recipes),
             "parameters": plan.parameters,
@@ -84,7 +91,7 @@ def build(
             "shards": plan.shards,
         },
         "tensors": {
-            recipe.name: _tensor(recipe, parts[i], numbers, losses.get(i))
+            recipe.name: _tensor(recipe, stored[i], numbers, losses.get(i))
             for i, recipe in enumerate(plan.recipes)
         },
         "files": [asdict(entry) for entry in sorted([*weights, *small], key=lambda e: e.path)],
@@ -102,19 +109,36 @@ def _source_file(path: str, size: int, stated: str | None, read: str | None) -> 
     return {"path": path, "size": size, "sha256": stated or read, "verified": verified}
 
 
+def _places(plan: Plan, file: OutFile, entry: FileEntry) -> Iterator[tuple[Piece, dict[str, Any]]]:
+    """Where each piece of a file stands in it; a .npy file needs no telling."""
+    made = frame(plan.recipes, file)
+    for segment, offset in zip(made.segments, made.offsets, strict=True):
+        piece = file.pieces[segment.entry]
+        rows = [piece.rows[0] + row for row in segment.rows]
+        place = {"file": entry.path, "sha256": entry.sha256, "size": entry.size, "rows": rows}
+        if ENCODINGS[file.format].container:
+            place["offset"] = offset
+        if is_swapped(plan.recipes[piece.recipe], file.format):
+            place["swapped"] = True
+        if len(plan.options.formats) > 1:
+            place["format"] = file.format
+        yield piece, place
+
+
 def _tensor(
-    recipe: Recipe, parts: Sequence[tuple[Part, FileEntry]], numbers: Mapping[str, int], lost: Losses | None
+    recipe: Recipe, stored: Sequence[Mapping[str, Any]], numbers: Mapping[str, int], lost: Losses | None
 ) -> dict[str, Any]:
     decoder: dict[str, Any] = {"scheme": recipe.decoder.scheme, **recipe.decoder.params}
     if recipe.casts:
         decoder["dtype"] = recipe.decoder.dtype.name
+    if recipe.every is not None:
+        decoder["every"] = [*recipe.every]
+    if recipe.swapped:
+        decoder["swapped"] = True
     entry: dict[str, Any] = {
         "dtype": recipe.dtype.name,
         "shape": [*recipe.shape],
-        "stored": [
-            {"file": file.path, "sha256": file.sha256, "size": file.size, "rows": [*part.rows]}
-            for part, file in parts
-        ],
+        "stored": stored,
         "from": [
             {
                 "tensor": t.name,

@@ -1,36 +1,37 @@
 """The plan: everything that will be written, decided before a byte of weight moves.
 
-A safetensors header fixes every offset and a .npy header every output size, so parts, shards, names and
-totals are data. The plan depends on the source commit, the tool's version and the content options alone;
-its fingerprint is the sha256 of its JSON. Workers, limits, transfer and destination are not in it.
-
-Shards: tensors keep source order; a shard is closed before it would pass the shard size or 4,096 files. A
-tensor larger than a shard is cut along axis 0 into files of nearly equal row counts.
+A safetensors header fixes every offset, and an output's frame every size, so files, parts, names and totals
+are data. The plan depends on the source commit, the tool's version and the content options alone; its
+fingerprint is the sha256 of its JSON. Workers, limits, transfer and destination are not in it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from itertools import pairwise
-from math import prod
 from typing import Any
 
 from tensorport_hub import __version__
-from tensorport_hub.core import npy
 from tensorport_hub.core.decode.table import bind
 from tensorport_hub.core.digest import SourceFile
-from tensorport_hub.core.filenames import stems
+from tensorport_hub.core.encode.table import DEFAULT
+from tensorport_hub.core.layout import OutFile, Part, Piece, cut_parts, entry, is_ordered
 from tensorport_hub.core.recipe import Recipe
-from tensorport_hub.core.safetensors import shorten
-from tensorport_hub.core.tensor import DTYPES, TensorSpec
-from tensorport_hub.errors import LimitError, gather
+from tensorport_hub.core.tensor import DTYPES, PRECISIONS, TensorSpec
 
-SHARD_FILES = 4096
-LARGEST_SHARD = 2_000_000_000
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "precision": ("keep", *PRECISIONS),
+    "quantized": ("decode", "keep"),
+    "on_overflow": ("error", "inf", "saturate"),
+    "on_underflow": ("report", "error"),
+    "verify_source": ("auto", "whole", "no"),
+    "experts": ("source", "stacked"),
+}
+"""The words that options may be."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,14 @@ class Options:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     verify_source: str = "auto"
+    formats: tuple[str, ...] = (DEFAULT,)
+    experts: str = "source"
+
+    def to_json(self) -> dict[str, Any]:
+        """As the manifest states them; those that came later only where they are not the default."""
+        stated = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
+        later = {"formats": [DEFAULT], "experts": "source"}
+        return {key: value for key, value in stated.items() if key not in later or later[key] != value}
 
 
 @dataclass(frozen=True)
@@ -57,25 +66,8 @@ class WeightFile(SourceFile):
 
 
 @dataclass(frozen=True)
-class Part:
-    """One output file: rows `rows[0]:rows[1]` of axis 0 of a recipe's output, items `items[0]:items[1]`.
-
-    `shape` is that of the stored items in this file; a 0-d tensor has rows (0, 1).
-    """
-
-    index: int
-    recipe: int
-    shard: int
-    path: str
-    size: int
-    rows: tuple[int, int]
-    items: tuple[int, int]
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
 class Plan:
-    """Source state, ordered recipes and parts, and the options that made them.
+    """Source state, ordered recipes and output files, and the options that made them.
 
     Attributes:
         repo: id of the source repository; None for a folder.
@@ -90,7 +82,7 @@ class Plan:
     commit: str
     files: tuple[WeightFile, ...]
     recipes: tuple[Recipe, ...]
-    parts: tuple[Part, ...]
+    outputs: tuple[OutFile, ...]
     options: Options
     skipped: Mapping[str, str] = field(default_factory=dict)
     partial: tuple[str, ...] = ()
@@ -110,23 +102,63 @@ class Plan:
         partial = self.partial if self.options.verify_source == "auto" else ()
         return frozenset(file.path for file in self.files) - frozenset(partial)
 
+    @cached_property
+    def parts(self) -> tuple[Part, ...]:
+        """What is decoded at a time, in order."""
+        return cut_parts(self.recipes, self.outputs)
+
+    @cached_property
+    def is_ordered(self) -> bool:
+        """Whether parts must be decoded one after another: files hold several tensors."""
+        return is_ordered(self.outputs)
+
+    @cached_property
+    def files_at_once(self) -> int:
+        """Output files that one worker writes at the same time."""
+        if self.is_ordered:
+            return len(self.options.formats)
+        return max((len(part.targets) for part in self.parts), default=1)
+
+    @cached_property
+    def bytes_at_once(self) -> int:
+        """Most bytes of output files that one worker writes at the same time."""
+        sizes = {file.index: file.size for file in self.outputs}
+        if not self.is_ordered:
+            return max((sum(sizes[t.file] for t in part.targets) for part in self.parts), default=0)
+        most: dict[str, int] = {}
+        for file in self.outputs:
+            most[file.format] = max(most.get(file.format, 0), file.size)
+        return sum(most.values())
+
+    @cached_property
+    def nbytes_of(self) -> Counter[int]:
+        """Recipe number -> bytes of its files, or of its data in files that it shares."""
+        sizes: Counter[int] = Counter()
+        for file in self.outputs:
+            for piece in file.pieces:
+                alone = len(file.pieces) == 1
+                data = entry(self.recipes[piece.recipe], piece, file.format).nbytes
+                sizes[piece.recipe] += file.size if alone else data
+        return sizes
+
     @property
     def bytes_out(self) -> int:
-        return sum(part.size for part in self.parts)
+        return sum(file.size for file in self.outputs)
 
     @property
     def parameters(self) -> int:
         """True logical number of weights."""
-        return sum(recipe.decoder.parameters for recipe in self.recipes)
+        return sum(recipe.parameters for recipe in self.recipes)
 
     @property
     def shards(self) -> int:
-        return self.parts[-1].shard + 1 if self.parts else 0
+        """Of all formats together."""
+        return len({(file.format, file.shard) for file in self.outputs})
 
     @property
     def decodes(self) -> bool:
         """Whether any quantized weight comes out decoded."""
-        return any(recipe.decoder.scheme != "plain" for recipe in self.recipes)
+        return any(recipe.schemes != {"plain"} for recipe in self.recipes)
 
     def to_json(self) -> dict[str, Any]:
         """JSON values; `Plan.from_json` of them equals this plan."""
@@ -135,11 +167,12 @@ class Plan:
             "version": self.version,
             "repo": self.repo,
             "commit": self.commit,
-            "options": {key: _plain(value) for key, value in asdict(self.options).items()},
+            "options": self.options.to_json(),
             "files": [[f.path, f.size, f.sha256, f.git_oid, f.data_start] for f in self.files],
             "recipes": [_recipe_json(recipe, index) for recipe in self.recipes],
-            "parts": [
-                [p.recipe, p.shard, p.path, p.size, [*p.rows], [*p.items], [*p.shape]] for p in self.parts
+            "outputs": [
+                [f.format, f.shard, f.path, f.size, [[p.recipe, [*p.rows], p.key] for p in f.pieces]]
+                for f in self.outputs
             ],
             "skipped": dict(self.skipped),
             "partial": list(self.partial),
@@ -153,16 +186,16 @@ class Plan:
         options: dict[str, Any] = {
             key: tuple(v) if isinstance(v, list) else v for key, v in value["options"].items()
         }
-        parts = tuple(
-            Part(i, recipe, shard, path, size, (rows[0], rows[1]), (items[0], items[1]), tuple(shape))
-            for i, (recipe, shard, path, size, rows, items, shape) in enumerate(value["parts"])
+        outputs = tuple(
+            OutFile(i, form, shard, path, size, tuple(Piece(r, (a, b), key) for r, (a, b), key in pieces))
+            for i, (form, shard, path, size, pieces) in enumerate(value["outputs"])
         )
         return cls(
             value["repo"],
             value["commit"],
             files,
             tuple(_recipe_from_json(row, files) for row in value["recipes"]),
-            parts,
+            outputs,
             Options(**options),
             dict(value["skipped"]),
             tuple(value["partial"]),
@@ -176,87 +209,29 @@ def dumps(value: object) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
 
 
-def _plain(value: object) -> object:
-    return list(value) if isinstance(value, tuple) else value
-
-
 def _recipe_json(recipe: Recipe, index: Mapping[str, int]) -> list[Any]:
     inputs = [
         [t.name, t.dtype.name, [*t.shape], index[t.file], t.start, t.stop] for t in recipe.decoder.inputs
     ]
-    return [recipe.name, recipe.dtype.name, recipe.decoder.scheme, dict(recipe.decoder.params), inputs]
+    decoder = recipe.decoder
+    view = [*recipe.every] if recipe.every else None
+    return [
+        recipe.name,
+        recipe.dtype.name,
+        decoder.scheme,
+        dict(decoder.params),
+        inputs,
+        view,
+        recipe.swapped,
+    ]
 
 
 def _recipe_from_json(row: Sequence[Any], files: Sequence[WeightFile]) -> Recipe:
-    name, dtype, scheme, params, inputs = row
+    name, dtype, scheme, params, inputs, every, swapped = row
     specs = [
         TensorSpec(tensor, DTYPES[kind], tuple(shape), files[file].path, start, stop)
         for tensor, kind, shape, file, start, stop in inputs
     ]
-    return Recipe(name, bind(scheme, specs, params), DTYPES[dtype])
-
-
-def lay_out(recipes: Sequence[Recipe], *, shard_size: int) -> tuple[Part, ...]:
-    """Cut recipes into parts and parts into shards.
-
-    Raises:
-        LimitError: one row of a tensor is larger than a shard; all such tensors are named.
-    """
-    names = stems(recipe.name for recipe in recipes)
-    parts: list[Part] = []
-    problems: list[str] = []
-    for number, recipe in enumerate(recipes):
-        try:
-            parts += _cut(recipe, number, names[recipe.name], shard_size)
-        except LimitError as error:
-            problems.append(error.message)
-    if problems:
-        raise gather(LimitError, problems, hint="raise `--shard-size`")
-    return _fill_shards(parts, shard_size)
-
-
-def _cut(recipe: Recipe, number: int, stem: str, shard_size: int) -> list[Part]:
-    """The parts of one recipe; shard and index are filled in by `_fill_shards`."""
-    shape = recipe.stored_shape
-    size = npy.nbytes(recipe.dtype, shape)
-    rows = shape[0] if shape else 1
-    if size <= shard_size:
-        return [Part(0, number, 0, f"{stem}.npy", size, (0, rows), (0, prod(shape)), shape)]
-    row_items = prod(shape[1:])
-    row_nbytes = row_items * recipe.dtype.itemsize
-    head = len(npy.header(recipe.dtype, shape))
-    most = (shard_size - head) // row_nbytes if shape and row_nbytes else 0
-    if most < 1:
-        raise LimitError(
-            f"one row of `{shorten(recipe.name)}` ({recipe.dtype} {list(recipe.shape)}) is larger than"
-            f" a shard: expected at most {shard_size} bytes, got {head + row_nbytes}"
-        )
-    count = -(-rows // most)
-    edges = [rows * i // count for i in range(count + 1)]
-    parts = []
-    for i, (start, stop) in enumerate(pairwise(edges)):
-        piece = (stop - start, *shape[1:])
-        parts.append(
-            Part(
-                index=0,
-                recipe=number,
-                shard=0,
-                path=f"{stem}.part-{i:05d}-of-{count:05d}.npy",
-                size=npy.nbytes(recipe.dtype, piece),
-                rows=(start, stop),
-                items=(start * row_items, stop * row_items),
-                shape=piece,
-            )
-        )
-    return parts
-
-
-def _fill_shards(parts: Sequence[Part], shard_size: int) -> tuple[Part, ...]:
-    placed: list[Part] = []
-    shard = used = files = 0
-    for index, part in enumerate(parts):
-        if files and (used + part.size > shard_size or files == SHARD_FILES):
-            shard, used, files = shard + 1, 0, 0
-        placed.append(replace(part, index=index, shard=shard, path=f"shard_{shard:03d}/{part.path}"))
-        used, files = used + part.size, files + 1
-    return tuple(placed)
+    return Recipe(
+        name, bind(scheme, specs, params), DTYPES[dtype], (every[0], every[1]) if every else None, swapped
+    )

@@ -7,19 +7,27 @@ compared by what both sides know.
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tensorport_hub.core import manifest
 from tensorport_hub.core.digest import SourceFile
+from tensorport_hub.core.layout import OutFile, Piece
 from tensorport_hub.core.manifest import FileEntry
 from tensorport_hub.core.mirror import Mirror
-from tensorport_hub.core.plan import Part, Plan
+from tensorport_hub.core.plan import Plan
 from tensorport_hub.core.recipe import Recipe
 
 UNLISTED = frozenset({manifest.PATH, ".gitattributes"})
 """Files of a mirror that its manifest does not list: itself, and what the Hub adds."""
+
+
+_OF_ALL_VERSIONS = ("shape", "rows of the decoder", "stored tensors")
+"""What every version makes of the same source."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,7 @@ def check_totals(mirror: Mirror) -> list[Fault]:
         "tensors": len(plan.recipes),
         "parameters": plan.parameters,
         "bytes": plan.bytes_out,
-        "shards": len({part.shard for part in plan.parts}),
+        "shards": plan.shards,
     }
     stated = mirror.text.get("totals")
     return [
@@ -107,16 +115,19 @@ def check_state(mirror: Mirror, fresh: Plan) -> list[Fault]:
 
 
 def check_plan(mirror: Mirror, fresh: Plan) -> list[Fault]:
-    """Compare the manifest with what the same version makes of the same source and options today."""
-    if fresh.version != mirror.plan.version:
-        return []
-    told = {recipe.name: _told(recipe, parts) for recipe, parts in _by_recipe(mirror.plan)}
-    true = {recipe.name: _told(recipe, parts) for recipe, parts in _by_recipe(fresh)}
+    """Compare the manifest with what this tool makes of the same source and options.
+
+    What a tensor is made from is compared whatever version the manifest names, since it says so itself; how
+    it is decoded, and into which files it is cut, is another version's own.
+    """
+    told = {recipe.name: _told(recipe, pieces) for recipe, pieces in _by_recipe(mirror.plan)}
+    true = {recipe.name: _told(recipe, pieces) for recipe, pieces in _by_recipe(fresh)}
+    same_version = fresh.version == mirror.plan.version
     faults = [
         Fault(name, f"{key}: the manifest says {told[name][key]}, the source makes it {true[name][key]}")
         for name in sorted(told.keys() & true.keys())
         for key in true[name]
-        if told[name][key] != true[name][key]
+        if told[name][key] != true[name][key] and (same_version or key in _OF_ALL_VERSIONS)
     ]
     faults += [
         Fault(name, "is in the manifest, but not in the source") for name in sorted(told.keys() - true)
@@ -125,6 +136,35 @@ def check_plan(mirror: Mirror, fresh: Plan) -> list[Fault]:
         Fault(name, "is in the source, but not in the manifest") for name in sorted(true.keys() - told)
     ]
     return faults
+
+
+def check_small(mirror: Mirror, true: Mapping[str, bytes]) -> list[Fault]:
+    """Compare the files that are no weights with what they must be: those, and no others."""
+    faults = []
+    for path, data in sorted(true.items()):
+        entry, sha256 = mirror.files.get(path), hashlib.sha256(data).hexdigest()
+        if entry is None:
+            faults.append(Fault(path, "is missing: the source has it"))
+        elif entry.sha256 != sha256:
+            faults.append(
+                Fault(path, f"is not what the source makes: expected sha256 {sha256}, got {entry.sha256}")
+            )
+    weights = {file.path for file in mirror.plan.outputs}
+    faults += [
+        Fault(path, "is in the manifest, but not in the source")
+        for path in sorted(mirror.files.keys() - weights - true.keys())
+    ]
+    return faults
+
+
+def check_text(mirror: Mirror, built: bytes) -> list[Fault]:
+    """Compare the manifest with the one that a run makes, field by field."""
+    true: Mapping[str, Any] = json.loads(built)
+    return [
+        Fault(manifest.PATH, f"states another `{key}` than a run does")
+        for key in sorted(true.keys() | mirror.text.keys())
+        if true.get(key) != mirror.text.get(key)
+    ]
 
 
 def is_of(mirror: Mirror, plan: Plan) -> bool:
@@ -138,20 +178,22 @@ def is_like(mirror: Mirror, plan: Plan) -> bool:
     return (there.repo, there.commit, there.options) == (plan.repo, plan.commit, plan.options)
 
 
-def _by_recipe(plan: Plan) -> Iterator[tuple[Recipe, list[Part]]]:
-    parts: dict[int, list[Part]] = {}
-    for part in plan.parts:
-        parts.setdefault(part.recipe, []).append(part)
+def _by_recipe(plan: Plan) -> Iterator[tuple[Recipe, list[tuple[OutFile, Piece]]]]:
+    pieces: dict[int, list[tuple[OutFile, Piece]]] = defaultdict(list)
+    for file in plan.outputs:
+        for piece in file.pieces:
+            pieces[piece.recipe].append((file, piece))
     for number, recipe in enumerate(plan.recipes):
-        yield recipe, parts.get(number, [])
+        yield recipe, pieces[number]
 
 
-def _told(recipe: Recipe, parts: Sequence[Part]) -> Mapping[str, Any]:
+def _told(recipe: Recipe, pieces: Sequence[tuple[OutFile, Piece]]) -> Mapping[str, Any]:
     decoder = recipe.decoder
     return {
         "dtype": recipe.dtype.name,
         "shape": list(recipe.shape),
         "decoder": {"scheme": decoder.scheme, **decoder.params},
+        "rows of the decoder": (recipe.every, recipe.swapped),
         "stored tensors": [(t.name, t.dtype.name, t.shape, t.file, t.start, t.stop) for t in decoder.inputs],
-        "files": [(part.path, part.size, part.rows) for part in parts],
+        "files": [(file.path, file.size, piece.rows) for file, piece in pieces],
     }

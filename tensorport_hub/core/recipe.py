@@ -16,6 +16,7 @@ from typing import Any
 from tensorport_hub.core.decode.cast import is_castable
 from tensorport_hub.core.decode.decoder import Decoder
 from tensorport_hub.core.decode.plain import Plain
+from tensorport_hub.core.decode.stacked import Stacked
 from tensorport_hub.core.detect import CLAIMS, Checkpoint, Claim
 from tensorport_hub.core.npy import stored_shape
 from tensorport_hub.core.safetensors import shorten
@@ -79,23 +80,61 @@ _COMMON_WORDS = frozenset({"scales", "biases", "codes", "meta", "_scale", "_shif
 _SCALE_BESIDE = ("_scale", "_scale_inv", "_weight_scale")
 
 
+_GPT_OSS_EXPERTS = (".mlp.experts.gate_up_proj", ".mlp.experts.down_proj")
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """One output tensor: what decodes it, and the dtype that its elements are rounded to."""
+    """One output tensor: what decodes it, and the dtype that its elements are rounded to.
+
+    Attributes:
+        every: first and step: only these of the rows that the decoder makes of each matrix (axis 1), or of
+            the columns where they are `swapped`.
+        swapped: the last two axes come out the other way round.
+    """
 
     name: str
     decoder: Decoder
     dtype: DType
+    every: tuple[int, int] | None = None
+    swapped: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Logical shape."""
-        return self.decoder.shape
+        shape = self.decoder.shape
+        if self.swapped:
+            shape = (*shape[:-2], shape[-1], shape[-2])
+        return shape if self.every is None else (shape[0], shape[1] // self.every[1], *shape[2:])
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
         """Shape of stored items: as `shape`, with the last axis in bytes for packed dtypes."""
         return stored_shape(self.dtype, self.shape)
+
+    @property
+    def source_shape(self) -> tuple[int, ...]:
+        """The same of what the decoder makes, before rows are chosen and axes swapped."""
+        return stored_shape(self.dtype, self.decoder.shape)
+
+    @property
+    def parameters(self) -> int:
+        """True logical number of weights."""
+        return self.decoder.parameters // (1 if self.every is None else self.every[1])
+
+    @property
+    def is_transposed_in_transformers(self) -> bool:
+        """gpt-oss' experts as they are packed: its model has [E, in, out], gate and up interleaved there."""
+        packed = self.decoder.scheme == "mxfp4" and self.decoder.inputs[0].name.endswith("_blocks")
+        return packed and len(self.shape) == 3 and self.name.endswith(_GPT_OSS_EXPERTS)
+
+    @property
+    def schemes(self) -> frozenset[str]:
+        """The layouts that it is decoded from: those of its experts where they are stacked."""
+        one = self.decoder
+        return (
+            frozenset(e.scheme for e in one.experts) if isinstance(one, Stacked) else frozenset([one.scheme])
+        )
 
     @property
     def casts(self) -> bool:

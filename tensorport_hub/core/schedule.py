@@ -1,8 +1,9 @@
 """What is read when: the walks of all files, and what parts read themselves.
 
 Each file is walked once from its first byte to its last, so that its sha256 can be taken as the bytes pass
-(see `walk`). What a walk feeds is a whole part, or a tile of a held one (see `tiles`). The other tiles, and
-parts that can't tell beforehand which of the primary's bytes are theirs, are *pulled*: read by who decodes.
+(see `walk`). What a walk feeds is a whole part, or a tile of a held one (see `tiles`). The other tiles, parts
+that can't tell beforehand which of the primary's bytes are theirs, and stacked experts are *pulled*: read by
+who decodes.
 
 All of it is decided before the first byte, so a plan can say how many bytes will be read twice.
 """
@@ -15,11 +16,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
 
+from tensorport_hub.core.decode.decoder import Decoder
+from tensorport_hub.core.decode.stacked import Stacked, members
 from tensorport_hub.core.journal import Remaining
-from tensorport_hub.core.plan import Part, Plan, WeightFile
+from tensorport_hub.core.layout import Part
+from tensorport_hub.core.plan import Plan, WeightFile
 from tensorport_hub.core.ranges import Range, coalesce
 from tensorport_hub.core.strips import Strip
-from tensorport_hub.core.tiles import Tile, cut_tiles, fresh, group
+from tensorport_hub.core.tiles import Tile, cut_tiles, fresh, group, member_tiles
 from tensorport_hub.core.walk import Use, Walk, Walker
 
 
@@ -28,8 +32,7 @@ class _Uses:
     """What is made from the primaries of one file."""
 
     fed: list[Use] = field(default_factory=list)
-    empty: list[Part] = field(default_factory=list)
-    apart: list[Part] = field(default_factory=list)
+    unfed: list[Part] = field(default_factory=list)
     together: list[tuple[Part, ...]] = field(default_factory=list)
     pulled: list[tuple[str, Strip]] = field(default_factory=list)
 
@@ -42,31 +45,39 @@ class Schedule:
         left: the files to walk and the parts to make of them.
         block: bytes to fetch at a time, but never less than one unit.
         keep: bytes of companions that each walk may keep.
-        room: bytes that held parts may hold.
+        room: bytes that held parts may hold; where files hold several tensors, one that is made again needs
+            half of them.
+
+    Attributes:
+        room: bytes that the parts of walks may hold.
     """
 
     def __init__(self, plan: Plan, left: Remaining, *, block: int, keep: int, room: int) -> None:
         self._plan, self._left = plan, left
-        self._block, self._keep, self._room = block, keep, room
+        self._block, self._keep = block, keep
+        self.room = room // 2 if plan.is_ordered else room
 
     @cached_property
     def _laid(self) -> tuple[dict[str, _Uses], dict[int, tuple[Tile, ...]]]:
         """The uses of each file, and the tiles of held parts by their index."""
         uses = {file.path: _Uses() for file in self._plan.files}
         tiles: dict[int, tuple[Tile, ...]] = {}
-        wanted = self._left.make | self._left.prove
-        all_wanted = (part for part in self._plan.parts if part.index in wanted)
-        for number, found in groupby(all_wanted, key=lambda part: part.recipe):
+        walked: set[str] = set()
+        for number, found in groupby(self._left.parts, key=lambda part: part.recipe):
             recipe, parts = self._plan.recipes[number], [*found]
             here = uses[recipe.decoder.inputs[0].file]
-            here.empty += [part for part in parts if part.items[0] == part.items[1]]
+            here.unfed += [part for part in parts if part.items[0] == part.items[1]]
             parts = [part for part in parts if part.items[0] < part.items[1]]
-            if recipe.decoder.held:
+            primary = recipe.decoder.inputs[0].name
+            if isinstance(recipe.decoder, Stacked) or primary in walked:
+                self._use_pulled(recipe.decoder, parts, here)
+            elif recipe.decoder.held:
                 tiles |= self._use_held(parts, here)
             elif recipe.decoder.indexed and (len(parts) > 1 or not recipe.decoder.inputs[0].nbytes):
                 self._use_indexed(parts, here)
             else:
                 here.fed += [self._use(part) for part in parts]
+            walked.add(primary)
         return uses, tiles
 
     def _needs(self, part: Part, needs: Sequence[Strip]) -> list[tuple[int, str, Strip]]:
@@ -83,10 +94,11 @@ class Schedule:
         tiles = {}
         for part in parts:
             decoder = self._plan.recipes[part.recipe].decoder
-            tiles[part.index] = cut_tiles(decoder, part.items, self._room)
-        together = group(parts, tiles, self._room)
+            tiles[part.index] = cut_tiles(decoder, part.items, self.room)
+        # one at a time where they are written in order: who waits for its turn must not wait to be fed
+        together = group(parts, tiles, 0 if self._plan.is_ordered else self.room)
         here.together += map(tuple, together)
-        here.apart += [part for part in parts if not any(tile.fed for tile in tiles[part.index])]
+        here.unfed += [part for part in parts if not any(tile.fed for tile in tiles[part.index])]
         for part in parts:
             for number, (tile, inputs) in enumerate(fresh(tiles[part.index])):
                 needs = [need for need in self._needs(part, tile.needs) if need[0] in inputs]
@@ -97,9 +109,20 @@ class Schedule:
                     here.pulled += [(file, strip) for _, file, strip in needs]
         return tiles
 
+    def _use_pulled(self, decoder: Decoder, parts: Sequence[Part], here: _Uses) -> None:
+        """Parts that read all that they need: of experts that lie where they will, or the second half (up)
+        of rows whose first half (gate) is fed, where one must be written before the other.
+        """
+        here.unfed += parts
+        for part in parts:
+            for member in members(decoder, *part.items):
+                tensors = member.decoder.inputs
+                for tile, new in fresh(member_tiles(member, self.room)):
+                    here.pulled += [(tensors[i].file, tile.needs[i].moved(tensors[i].start)) for i in new]
+
     def _use_indexed(self, parts: Sequence[Part], here: _Uses) -> None:
         """Parts whose bytes of the primary follow one another, nobody knows yet where they meet."""
-        here.apart += parts
+        here.unfed += parts
         for part in parts:
             decoder = self._plan.recipes[part.recipe].decoder
             (_, file, primary), *companions = self._needs(part, decoder.needs(*part.items))
@@ -135,8 +158,7 @@ class Schedule:
             file,
             file.path in self._plan.read_whole,
             tuple(blocks),
-            tuple(uses.empty),
-            tuple(uses.apart),
+            tuple(sorted(uses.unfed, key=lambda part: part.index)),
             tuple(uses.together),
             kept,
             pulled,

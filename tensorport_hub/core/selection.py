@@ -20,7 +20,7 @@ folder (licences of the top level too). Never: other weights, pickles, code, oth
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -112,7 +112,7 @@ def select(
     taken = {f.path for f in weights} | ({index.path} if index else set())
     rest = [f.path for f in chosen if f.path.endswith((WEIGHTS, INDEX)) and f.path not in taken]
     passed_over = () if index else tuple(rest)
-    carried = tuple(f for f in listed if _travels(f, prefix))
+    carried = tuple(_apart([f for f in listed if _travels(f, prefix)], subfolder))
     return Selection(index, tuple(weights), carried, passed_over)
 
 
@@ -165,11 +165,21 @@ def _ambiguous(files: list[SourceFile]) -> CheckpointError:
     )
 
 
+def _apart(carried: Sequence[SourceFile], subfolder: str | None) -> Iterator[SourceFile]:
+    """Of files whose names differ in case alone the first: not every place can hold both."""
+    seen: set[str] = set()
+    for file in carried:
+        name = carried_name(file.path, subfolder).lower()
+        if name not in seen:
+            yield file
+        seen.add(name)
+
+
 def _travels(file: SourceFile, prefix: str) -> bool:
     name = file.path.removeprefix(prefix) if file.path.startswith(prefix) else None
     if file.size > CARRIED_LIMIT or file.path.lower().endswith(_NEVER) or _UNSAFE.search(file.path):
         return False
-    if "/" not in file.path and any(fnmatchcase(file.path, pattern) for pattern in _LICENCES):
+    if "/" not in file.path and is_licence(file.path):
         return True
     if name is None or name.endswith(INDEX):
         return False
@@ -177,6 +187,11 @@ def _travels(file: SourceFile, prefix: str) -> bool:
     return any(
         fnmatchcase(name, pattern) and pattern.count("/") == depth for pattern in (*_CARRIED, *_LICENCES)
     )
+
+
+def is_licence(path: str) -> bool:
+    """Whether a file at the top of a mirror says what may be done with it."""
+    return any(fnmatchcase(path, pattern) for pattern in _LICENCES)
 
 
 def carried_name(path: str, subfolder: str | None) -> str:

@@ -22,7 +22,7 @@ GAP = 64 * 1024
 """Bytes that are rather read than asked around."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Strip:
     """Bytes `first:last` of each of `rows` rows; made by `strip` or `contiguous`."""
 

@@ -12,9 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 
 from tensorport_hub.core.decode.decoder import Decoder
-from tensorport_hub.core.plan import Part, Plan
+from tensorport_hub.core.decode.stacked import Member, members
+from tensorport_hub.core.layout import Part, Target, is_swapped
+from tensorport_hub.core.plan import Plan
 from tensorport_hub.core.ranges import Range
 from tensorport_hub.core.strips import Strip
 
@@ -44,6 +47,12 @@ def cut_tiles(decoder: Decoder, items: Range, room: int | None = None) -> tuple[
         tiles.append(Tile(start, end, decoder.needs(start, end)))
         start = end
     return tuple(tiles)
+
+
+def member_tiles(member: Member, room: int | None = None) -> tuple[Tile, ...]:
+    """The tiles of one of several decoders; one that is decoded as its bytes come has a single one."""
+    decoder, items = member.decoder, member.items
+    return cut_tiles(decoder, items, room) if decoder.held else (Tile(*items, decoder.needs(*items)),)
 
 
 def _largest(decoder: Decoder, start: int, stop: int, room: int) -> int:
@@ -109,7 +118,8 @@ class Demand:
     """What the parts of a plan hold.
 
     Attributes:
-        beside: the most bytes of companions that a part holds which is decoded as its bytes come.
+        beside: the most bytes of companions that a part holds which is decoded as its bytes come, and of
+            matrices whose axes are swapped.
         most: the most bytes that a held part holds at once, where it may hold as much as it likes.
         least: the most bytes that one grain of a held part needs.
         tensor: the output tensor of that grain.
@@ -122,19 +132,28 @@ class Demand:
 
 
 def demand(plan: Plan) -> Demand:
-    """What a plan's parts hold, each by itself."""
-    beside = most = least = 0
+    """What a plan's parts hold, each by itself; and the matrices that are turned round on their way."""
+    beside = most = least = turned = 0
     tensor = ""
     for part in plan.parts:
-        recipe, (start, stop) = plan.recipes[part.recipe], part.items
-        decoder = recipe.decoder
-        if start == stop:
-            continue
-        if not decoder.held:
-            beside = max(beside, sum(need.nbytes for need in decoder.needs(start, stop)[1:]))
-            continue
-        most = max(most, *(tile.nbytes for tile in cut_tiles(decoder, part.items)))
-        smallest = _nbytes(decoder, start, min(start + decoder.grain, stop))
-        if smallest > least:
-            least, tensor = smallest, recipe.name
-    return Demand(beside, most, least, tensor)
+        recipe = plan.recipes[part.recipe]
+        turned = max([turned, *(_turned(plan, target) for target in part.targets)])
+        for member in members(recipe.decoder, *part.items):
+            decoder, (start, stop) = member.decoder, member.items
+            tiles = member_tiles(member)
+            if not decoder.held:
+                beside = max(beside, sum(need.nbytes for need in tiles[0].needs[1:]))
+                continue
+            most = max(most, *(tile.nbytes for tile in tiles))
+            smallest = _nbytes(decoder, start, min(start + decoder.grain, stop))
+            if smallest > least:
+                least, tensor = smallest, recipe.name
+    twice = 2 if plan.is_ordered else 1  # what is made again is held beside what is fed
+    return Demand(beside + turned, twice * most, twice * least, tensor)
+
+
+def _turned(plan: Plan, target: Target) -> int:
+    recipe = plan.recipes[target.recipe]
+    if not recipe.swapped and not is_swapped(recipe, plan.outputs[target.file].format):
+        return 0
+    return 2 * prod(recipe.stored_shape[-2:]) * recipe.dtype.itemsize

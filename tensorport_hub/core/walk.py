@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Literal
 
-from tensorport_hub.core.plan import Part, WeightFile
+from tensorport_hub.core.layout import Part
+from tensorport_hub.core.plan import WeightFile
 from tensorport_hub.core.ranges import Range, coalesce
 from tensorport_hub.core.strips import GAP, Strip
 
@@ -92,8 +93,7 @@ class Walk:
     """One source file: whether it is read whole, and its blocks in order.
 
     Attributes:
-        empty: parts without any items.
-        apart: parts that read all that they need themselves.
+        unfed: parts without any items, or that read all that they need themselves, in plan order.
         together: held parts that are fed the same rows, and take their room at once.
         kept: bytes of companions that may be held at once.
         pulled: what parts read themselves, and from which file.
@@ -103,8 +103,7 @@ class Walk:
     file: WeightFile
     whole: bool
     blocks: tuple[Block, ...]
-    empty: tuple[Part, ...]
-    apart: tuple[Part, ...]
+    unfed: tuple[Part, ...]
     together: tuple[tuple[Part, ...], ...]
     kept: int
     pulled: tuple[tuple[str, Strip], ...]

@@ -8,14 +8,17 @@ and only the command line and tests import it.
     server      two listeners in a thread; what tests hold
     app         the table of routes
     *_api       answers, one room a subject; access says who may
-    store rooms accounts, repos, history and trees, discussions over database; blobs
+    store rooms accounts, repos, history and trees, discussions, webhooks, jobs over database; blobs
+    deliveries  what webhooks are sent
     traffic     the one door of both origins: limits, faults, the book of requests
 """
 
 from tensorport_hub.devhub.database import RootInUse
+from tensorport_hub.devhub.deliveries import Delivery
 from tensorport_hub.devhub.faults import Fault
-from tensorport_hub.devhub.seeds import add
+from tensorport_hub.devhub.jobs import AskedJob
+from tensorport_hub.devhub.seeds import add, watch
 from tensorport_hub.devhub.server import DevHub, serve
 from tensorport_hub.devhub.traffic import Seen
 
-__all__ = ["DevHub", "Fault", "RootInUse", "Seen", "add", "serve"]
+__all__ = ["AskedJob", "Delivery", "DevHub", "Fault", "RootInUse", "Seen", "add", "serve", "watch"]

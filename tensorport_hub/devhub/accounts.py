@@ -33,13 +33,20 @@ def new_token() -> str:
 
 @dataclass(frozen=True)
 class Account:
-    """Who is asking: a user by one of their tokens."""
+    """Who is asking: a user by one of their tokens; with `only`, one that is good for a single repository."""
 
     name: str
     token_role: str
     token_created_at: str
     orgs: Mapping[str, str]
     gated_reads: frozenset[str]
+    only: str | None = None
+
+    def at(self, repo: str | None) -> Account:
+        """What this account is at a repository: a stranger who may read, where the token is another's."""
+        if self.only in (None, repo):
+            return self
+        return Account(self.name, "read", self.token_created_at, {}, frozenset(), self.only)
 
     @property
     def may_write(self) -> bool:

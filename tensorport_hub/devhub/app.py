@@ -20,9 +20,12 @@ from tensorport_hub.devhub import (
     commit_api,
     discussion_api,
     info_api,
+    jobs,
     lfs,
+    oauth_api,
     repo_api,
     resolve,
+    webhook_api,
     xet_access,
 )
 from tensorport_hub.devhub.bodies import uploaded
@@ -34,13 +37,26 @@ Answer = Callable[[Call], web.Response]
 IN_MEMORY = 8 << 20
 
 REPO = "/api/{kind:models|datasets|spaces}/{ns}/{name}"
+WEBHOOK = "/api/settings/webhooks/{id:[0-9a-f]+}"
+JOBS = "/api/{when:jobs|scheduled-jobs}/{ns}"
 
 ROUTES: list[tuple[str, str, Answer]] = [
     ("GET", "/api/whoami-v2", repo_api.whoami),
+    ("POST", "/oauth/token", oauth_api.exchange),
     ("POST", "/api/validate-yaml", cards.validate),
     ("POST", "/api/repos/create", repo_api.create),
     ("DELETE", "/api/repos/delete", repo_api.delete),
     ("POST", "/api/repos/move", repo_api.move),
+    ("GET", "/api/settings/webhooks", webhook_api.listing),
+    ("POST", "/api/settings/webhooks", webhook_api.create),
+    ("GET", WEBHOOK, webhook_api.details),
+    ("POST", WEBHOOK, webhook_api.update),
+    ("DELETE", WEBHOOK, webhook_api.delete),
+    ("POST", WEBHOOK + "/{switch:enable|disable}", webhook_api.switch),
+    ("POST", JOBS, jobs.create),
+    ("GET", JOBS, jobs.listing),
+    ("GET", JOBS + "/{id}", jobs.details),
+    ("DELETE", "/api/scheduled-jobs/{ns}/{id}", jobs.delete),
     ("POST", "/api/complete_multipart/{place:.+}", lfs.complete),
     ("GET", "/api/{kind:models|datasets|spaces}", info_api.list_repos),
     ("GET", REPO, info_api.repo_info),
@@ -120,9 +136,11 @@ def _closing(cas: Cas) -> Callable[[web.Application], Awaitable[None]]:
 
 def _call(request: web.Request, body: IO[bytes] | None) -> Call:
     hub = request.app[HUB]
+    account = account_of(hub, request.headers.get("Authorization"))
+    named = request.match_info
     return Call(
         hub,
-        account_of(hub, request.headers.get("Authorization")),
+        account and account.at(f"{named['ns']}/{named['name']}" if "name" in named else None),
         request.path,
         request.path_qs,
         request.match_info,

@@ -58,6 +58,15 @@ CREATE TABLE IF NOT EXISTS events (
     num INTEGER NOT NULL, position INTEGER NOT NULL, kind TEXT NOT NULL, author TEXT NOT NULL,
     created_at TEXT NOT NULL, data TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS events_of ON events (repo, num, position);
+CREATE TABLE IF NOT EXISTS moves (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, repo INTEGER NOT NULL, ref TEXT NOT NULL,
+    old TEXT, new TEXT, head TEXT);
+CREATE TABLE IF NOT EXISTS webhooks (
+    id TEXT PRIMARY KEY, owner TEXT NOT NULL, url TEXT NOT NULL, watched TEXT NOT NULL,
+    domains TEXT NOT NULL, secret TEXT, disabled INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS jobs (
+    id TEXT PRIMARY KEY, namespace TEXT NOT NULL, spec TEXT NOT NULL, schedule TEXT,
+    concurrency INTEGER NOT NULL, created_at TEXT NOT NULL);
 """
 
 

@@ -25,6 +25,9 @@ from tensorport_hub.devhub.repos import Repo
 from tensorport_hub.devhub.trees import Entry, Snapshot
 
 SHORT_OID = re.compile(r"[0-9a-f]{7,40}")
+MOVES = 1000
+"""Moves of refs that are kept for webhooks; of more, the oldest are dropped."""
+
 CACHED_FILES = 1_000_000  # entries kept in memory over all snapshots; about 200 MB at the very most
 
 
@@ -39,6 +42,17 @@ class Commit:
     message: str
     author: str
     created_at: str
+
+
+@dataclass(frozen=True)
+class Move:
+    """A ref that moved: the commit ids before and after (None: it was not, or is no more), and `main`'s."""
+
+    repo: int
+    ref: str
+    old: str | None
+    new: str | None
+    head: str | None
 
 
 def _commit(row: sqlite3.Row) -> Commit:
@@ -86,11 +100,34 @@ class History:
 
     def point(self, repo: Repo, name: str, commit: Commit) -> None:
         with self._db.write() as con:
+            before = self.ref(repo, name)
             con.execute("INSERT OR REPLACE INTO refs VALUES (?, ?, ?)", (repo.id, name, commit.id))
+            self._note(con, repo, name, before, commit)
 
     def drop(self, repo: Repo, name: str) -> None:
         with self._db.write() as con:
+            before = self.ref(repo, name)
             con.execute("DELETE FROM refs WHERE repo = ? AND name = ?", (repo.id, name))
+            self._note(con, repo, name, before, None)
+
+    def _note(
+        self, con: sqlite3.Connection, repo: Repo, name: str, before: Commit | None, after: Commit | None
+    ) -> None:
+        head = self.ref(repo, "refs/heads/main")
+        oids = (commit.oid if commit is not None else None for commit in (before, after, head))
+        added = con.execute(
+            "INSERT INTO moves (repo, ref, old, new, head) VALUES (?, ?, ?, ?, ?)", (repo.id, name, *oids)
+        )
+        con.execute("DELETE FROM moves WHERE id <= ?", ((added.lastrowid or 0) - MOVES,))
+
+    def moves(self) -> list[Move]:
+        """Take what moved since the last call, in order."""
+        with self._db.read() as con:
+            rows = con.execute("SELECT * FROM moves ORDER BY id").fetchall()
+        if rows:
+            with self._db.write() as con:
+                con.execute("DELETE FROM moves WHERE id <= ?", (rows[-1]["id"],))
+        return [Move(row["repo"], row["ref"], row["old"], row["new"], row["head"]) for row in rows]
 
     def resolve(self, repo: Repo, revision: str) -> Commit | None:
         """The commit that a client's revision names; None where there is none."""

@@ -27,11 +27,13 @@ from tensorport_hub.devhub.faults import Faults
 from tensorport_hub.devhub.history import History
 from tensorport_hub.devhub.limits import Limits
 from tensorport_hub.devhub.multipart import Uploads
+from tensorport_hub.devhub.publishers import Publishers
 from tensorport_hub.devhub.refusals import Refusal, bad_request
 from tensorport_hub.devhub.repos import Repo, Repos
 from tensorport_hub.devhub.signing import Signer
 from tensorport_hub.devhub.synthetic import Synthetic
 from tensorport_hub.devhub.traffic import Traffic
+from tensorport_hub.devhub.webhooks import Webhooks
 
 
 @dataclass(frozen=True)
@@ -66,11 +68,13 @@ class Hub:
         self.repos = Repos(self.db)
         self.history = History(self.db)
         self.discussions = Discussions(self.db)
+        self.webhooks = Webhooks(self.db)
         self.blobs = Blobs(ObjectStore(self.root / "objects", drop_above=settings.drop_above))
         self.synthetic = Synthetic()
         self.blobs.add(self.synthetic)
         self.uploads = Uploads(self.blobs.objects)
         self.signer = Signer(self.db.remembered("signing key", secrets.token_hex(32)))
+        self.publishers = Publishers(self.signer)
         self.faults = Faults()
         self.limits = Limits(settings.rate_limits, settings.rate_window)
         self.traffic = Traffic()
@@ -159,7 +163,7 @@ def account_of(hub: Hub, authorization: str | None) -> Account | None:
             secret = b64decode(secret).decode().partition(":")[2]
         except ValueError:
             secret = ""
-    account = hub.accounts.by_token(secret.strip())
+    account = hub.accounts.by_token(secret.strip()) or hub.publishers.by_token(secret.strip())
     if account is None:
         raise Refusal(401, "Invalid credentials in Authorization header")
     return account

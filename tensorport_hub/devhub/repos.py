@@ -75,6 +75,11 @@ class Repos:
             row = con.execute("SELECT * FROM repos WHERE kind = ? AND name = ?", (kind, name)).fetchone()
             return None if row is None else _repo(row)
 
+    def by_id(self, row_id: int) -> Repo | None:
+        with self._db.read() as con:
+            row = con.execute("SELECT * FROM repos WHERE id = ?", (row_id,)).fetchone()
+            return None if row is None else _repo(row)
+
     def by_former_name(self, kind: str, name: str) -> Repo | None:
         with self._db.read() as con:
             row = con.execute(

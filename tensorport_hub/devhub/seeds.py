@@ -8,7 +8,7 @@ running devhub and, through `add`, on a root that another process serves or nobo
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tensorport_hub.devhub import gitattributes
@@ -132,6 +132,21 @@ def add(
     try:
         default_token(hub)
         return add_repo(hub, repo_id, folder, private=private, gated=gated, message=message)
+    finally:
+        hub.close()
+
+
+def add_webhook(hub: Hub, url: str, watched: Sequence[str], secret: str | None, owner: str) -> str:
+    """Have `url` told of pushes to `watched`: models (`org/name`) or whole namespaces (`org`); its id."""
+    items = [{"type": "model" if "/" in name else "org", "name": name} for name in watched]
+    return hub.webhooks.create(owner, url, items, ["repo"], secret).id
+
+
+def watch(root: Path | str, url: str, watched: Sequence[str], secret: str | None) -> str:
+    """`add_webhook` on the root of a devhub that may be running or not; the webhook's id."""
+    hub = Hub(Path(root), Settings(xet="off"))
+    try:
+        return add_webhook(hub, url, watched, secret, ME)
     finally:
         hub.close()
 

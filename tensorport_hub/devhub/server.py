@@ -23,9 +23,11 @@ from aiohttp import web
 from tensorport_hub.devhub import seeds
 from tensorport_hub.devhub.app import cdn_app, hub_app
 from tensorport_hub.devhub.database import RootLock
+from tensorport_hub.devhub.deliveries import Deliveries, Delivery
 from tensorport_hub.devhub.faults import Faults
 from tensorport_hub.devhub.history import Commit
 from tensorport_hub.devhub.hub import Hub, Settings
+from tensorport_hub.devhub.jobs import AskedJob, all_jobs
 from tensorport_hub.devhub.seeds import Content
 from tensorport_hub.devhub.traffic import Seen
 
@@ -69,6 +71,7 @@ class DevHub:
         )
         self._hub: Hub | None = None
         self._serving: _Serving | None = None
+        self._deliveries: Deliveries | None = None
         self._lock: RootLock | None = None
         self.token = ""
 
@@ -84,6 +87,7 @@ class DevHub:
             self._hub.blobs.objects.sweep()
             self.token = seeds.default_token(self._hub)
             self._serving = _Serving(self._hub, *self._ports)
+            self._deliveries = Deliveries(self._hub)
         except BaseException:
             self._close()
             raise
@@ -97,6 +101,9 @@ class DevHub:
         self._close()
 
     def _close(self) -> None:
+        if self._deliveries is not None:
+            self._deliveries.stop()
+            self._deliveries = None
         if self._hub is not None:
             self._hub.close()
             self._hub = None
@@ -144,6 +151,14 @@ class DevHub:
     def revoke(self, token: str) -> None:
         self._running.accounts.revoke(token)
 
+    def trust(self, repo_id: str, claims: Mapping[str, str]) -> None:
+        """Add a trusted publisher: a CI job with all these claims may write to the repository."""
+        self._running.publishers.trust(repo_id, claims)
+
+    def id_token(self, claims: Mapping[str, str], audience: str) -> str:
+        """What a CI provider would give to a job with these claims."""
+        return self._running.publishers.id_token(claims, audience)
+
     def add_repo(
         self,
         repo_id: str,
@@ -172,7 +187,23 @@ class DevHub:
         """The history of a revision, newest first."""
         return seeds.commits(self._running, repo_id, revision, kind)
 
+    def add_webhook(
+        self, url: str, watched: Sequence[str], secret: str | None = None, *, owner: str = seeds.ME
+    ) -> str:
+        """Have `url` told of pushes to `watched`: models (`org/name`) or whole namespaces (`org`); its id."""
+        return seeds.add_webhook(self._running, url, watched, secret, owner)
+
     # -- what happens to it
+
+    @property
+    def deliveries(self) -> list[Delivery]:
+        """What webhooks were sent since the start, oldest first."""
+        return self._deliveries.sent() if self._deliveries is not None else []
+
+    @property
+    def jobs(self) -> list[AskedJob]:
+        """Jobs that were asked for, with their secrets, oldest first; none of them runs."""
+        return all_jobs(self._running.db)
 
     @property
     def faults(self) -> Faults:

@@ -80,6 +80,8 @@ class GitSink:
         if changed or gone or commit is None:
             commit = self._remote.commit(base, changed, gone, message=self._message, author=self._author)
         self._publish(commit)
+        if isinstance(self.journal, HubJournal):
+            self.journal.end()
         return Published(self._remote.name, commit, None, commit != self._target.old)
 
     def _upload(self, path: str, content: bytes) -> Receipt:

@@ -1,9 +1,9 @@
 """Where a long run to a git remote keeps what it has finished: a branch `tensorport/<key>` of its own.
 
 The branch has a history of its own, so readers of others see nothing of it: pointers of the finished files,
-the journal, and which run writes now. A run that begins claims the branch by a commit; an earlier run that is
-still alive finds it moved at its next checkpoint, or when it publishes, and stops. Publication moves the
-target and deletes the branch in one push.
+the journal, which run writes now, and whether all is to be made anew. A run that begins claims the branch by
+a commit; an earlier run that is still alive finds it moved at its next checkpoint, or when it publishes, and
+stops. Publication moves the target and deletes the branch in one push.
 
 What the branch says is held against the server: a file of an earlier run counts only where the pointer names
 what the journal names, and the LFS server has the object.
@@ -11,10 +11,12 @@ what the journal names, and the LFS server has the object.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from tensorport_hub.core.digest import blob_oid, pointer
 from tensorport_hub.core.plan import dumps
@@ -29,19 +31,27 @@ _JOURNAL = _FOLDER + "journal-{:05d}.jsonl"
 _JOURNALS = re.compile(re.escape(_FOLDER) + r"journal-\d{5}\.jsonl")
 
 
+def work_ref(key: str, branch: str | None) -> str:
+    """The work branch of the plan `key`; each target has its own."""
+    name = key if branch is None else hashlib.sha256(f"{key} {branch}".encode()).hexdigest()
+    return f"{HEADS}tensorport/{name}"
+
+
 class GitWork:
     """The work branch of the plan `key`.
 
     Attributes:
         key: names the plan.
+        anew: begun by `--restart`: nothing of what stands at the target is believed.
+        is_slowed: a git host counts no commits: no checkpoint waits.
     """
 
-    def __init__(self, remote: GitRemote, objects: GitObjects, key: str, *, author: str) -> None:
-        self.key = key
-        self._remote, self._objects, self._author = remote, objects, author
-        self._ref = f"{HEADS}tensorport/{key}"
+    is_slowed = False
+
+    def __init__(self, remote: GitRemote, objects: GitObjects, key: str, *, ref: str, author: str) -> None:
+        self.key, self.anew = key, False
+        self._remote, self._objects, self._author, self._ref = remote, objects, author, ref
         self._tree = Tree()
-        self._run = {_RUN: dumps({"plan": key, "run": secrets.token_hex(8)})}
 
     def claim(self, *, restart: bool) -> None:
         """From now on this run writes here, and no other; `restart` gives up what is there.
@@ -50,27 +60,48 @@ class GitWork:
             DestinationError: the remote refuses.
         """
         for last in (False, False, True):
-            found, _ = self._remote.refs()
-            self._tree = self._remote.tree(self._ref) if self._ref in found else Tree()
+            said = self._look()
             try:
-                if self._tree.commit is not None and (restart or not self._is_of_this_plan()):
+                if self._tree.commit is not None and (restart or said is None):
+                    if not restart:
+                        self._warn()
                     self._remote.push(self.release())
                     self._tree = Tree()
-                self._move(self._run, "Begin" if self._tree.commit is None else "Continue")
+                self.anew = restart or _is_anew(said)
+                run = {"plan": self.key, "run": secrets.token_hex(8), "anew": self.anew}
+                self._move({_RUN: dumps(run)}, "Begin" if self._tree.commit is None else "Continue")
                 return
             except Moved:  # another run begins at this very moment
                 if last:
                     raise
 
-    def _is_of_this_plan(self) -> bool:
+    def is_begun_anew(self) -> bool:
+        """Whether an earlier run that was to make everything itself was interrupted."""
+        return _is_anew(self._look())
+
+    def drop(self) -> None:
+        """Give up what an earlier run left.
+
+        Raises:
+            DestinationError: it is written to at this very moment, or the remote refuses.
+        """
+        self._look()
+        if self._tree.commit is not None:
+            self._remote.push(self.release())
+
+    def _look(self) -> Mapping[str, Any] | None:
+        """What the branch holds now, and says of itself; None where it is not there, or not this plan's."""
+        found, _ = self._remote.refs()
+        self._tree = self._remote.tree(self._ref) if self._ref in found else Tree()
         try:
             said = json.loads(self._remote.read(self._tree, [_RUN])[0]) if _RUN in self._tree.files else None
-        except ValueError:
-            said = None
-        if isinstance(said, dict) and said.get("plan") == self.key:
-            return True
-        self._remote.report(Warned(f"branch `tensorport/{self.key}` is not this plan's: it is made anew"))
-        return False
+        except (ValueError, RecursionError):
+            return None
+        return said if isinstance(said, dict) and said.get("plan") == self.key else None
+
+    def _warn(self) -> None:
+        name = self._ref.removeprefix(HEADS)
+        self._remote.report(Warned(f"branch `{name}` is not this plan's: it is made anew"))
 
     def journals(self) -> list[bytes]:
         """The journal's files, in order."""
@@ -103,6 +134,10 @@ class GitWork:
     def release(self) -> Update:
         """What gives the branch up."""
         return Update(self._ref, self._tree.commit, None)
+
+
+def _is_anew(said: Mapping[str, Any] | None) -> bool:
+    return said is not None and said.get("anew") is True
 
 
 def stored(receipt: Receipt) -> bytes:

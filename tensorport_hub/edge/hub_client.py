@@ -33,6 +33,7 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
+    OIDCError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -45,6 +46,7 @@ from tensorport_hub.core.digest import SourceFile
 from tensorport_hub.core.filenames import is_inside
 from tensorport_hub.core.tensor import shorten
 from tensorport_hub.edge.http import Refusal, failure
+from tensorport_hub.edge.pace import pace_of
 from tensorport_hub.errors import DestinationError, SourceError, TensorportError, UseError
 from tensorport_hub.ports import Receipt
 
@@ -82,9 +84,10 @@ class HubClient:
 
     def __init__(self, *, endpoint: str | None = None, token: str | None = None) -> None:
         self.endpoint = (endpoint or os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
-        self.token = (token or get_token() or "").strip() or None
+        self.token = (token or _found_token() or "").strip() or None
         if self.token is not None and not _TOKEN.fullmatch(self.token):
             raise UseError("the token is malformed: it holds a space, a line break or a letter beyond ASCII")
+        self.pace = pace_of(self.endpoint, self.token)
         self._api = HfApi(
             endpoint=self.endpoint,
             token=self.token or False,
@@ -136,7 +139,7 @@ class HubClient:
             hf_raise_for_status(response)
             return bytes(response.content)
 
-        return self.call(lambda api: get(), f"`{path}` of `{repo_id}`", DestinationError)
+        return self.call(lambda api: get(), f"`{path}` of `{repo_id}`", window="resolvers")
 
     @property
     def offline(self) -> bool:
@@ -180,18 +183,8 @@ class HubClient:
     def lfs_paths(self, repo_id: str, files: Sequence[tuple[str, bytes]]) -> frozenset[str]:
         """Which of these files the Hub stores as LFS: by its attributes, or as large or binary."""
         operations = [CommitOperationAdd(path, content) for path, content in files]
-        self.call(
-            lambda api: _fetch_upload_modes(
-                additions=operations,
-                repo_type="model",
-                repo_id=repo_id,
-                headers=self.headers(),
-                revision="main",
-                endpoint=self.endpoint,
-            ),
-            f"the upload to `{repo_id}`",
-            DestinationError,
-        )
+        what = f"the upload to `{repo_id}`"
+        self.call(lambda api: self._fetch_modes(repo_id, "main", operations), what)
         return frozenset(op.path_in_repo for op in operations if op._upload_mode == "lfs")
 
     def commit(
@@ -214,17 +207,42 @@ class HubClient:
             deleted: paths to remove.
             parent: the commit that the ref must still be at.
         """
+        what = f"the commit to `{revision}` of `{repo_id}`"
+        _hold(self.pace.commit_seconds(), f"{what} waits: too many within the hour", DestinationError)
         operations: list[Any] = [_uploaded(receipt) for receipt in uploaded]
-        operations += [CommitOperationAdd(path, content) for path, content in small]
+        operations += self._small(repo_id, revision, small)
         operations += [CommitOperationDelete(path) for path in deleted]
         info = self.call(
             lambda api: api.create_commit(
                 repo_id, operations, commit_message=message, parent_commit=parent, revision=revision
             ),
-            f"the commit to `{revision}` of `{repo_id}`",
-            DestinationError,
+            what,
         )
+        self.pace.committed()
         return str(info.oid)
+
+    def _fetch_modes(self, repo_id: str, revision: str, additions: Sequence[CommitOperationAdd]) -> None:
+        _fetch_upload_modes(
+            additions=additions,
+            repo_type="model",
+            repo_id=repo_id,
+            headers=self.headers(),
+            revision=quote(revision, safe=""),
+            endpoint=self.endpoint,
+            gitignore_content="",
+        )
+
+    def _small(
+        self, repo_id: str, revision: str, files: Sequence[tuple[str, bytes]]
+    ) -> list[CommitOperationAdd]:
+        """Entries of small files: the client would silently leave out what a `.gitignore` there names."""
+        additions = [CommitOperationAdd(path, content) for path, content in files]
+        if additions:
+            what = f"the commit to `{revision}` of `{repo_id}`"
+            self.call(lambda api: self._fetch_modes(repo_id, revision, additions), what)
+        for addition in additions:
+            addition._should_ignore = False
+        return additions
 
     def page(self, repo_id: str, commit: str) -> str:
         """The page of a commit."""
@@ -237,10 +255,37 @@ class HubClient:
     def xet_write_token_url(self, repo_id: str) -> str:
         return f"{self.endpoint}/api/models/{repo_id}/xet-write-token/main"
 
-    def call(self, call: Callable[[HfApi], T], what: str, refusal: Refusal = DestinationError) -> T:
+    def call(
+        self, call: Callable[[HfApi], T], what: str, refusal: Refusal = DestinationError, window: str = "api"
+    ) -> T:
         """A call of the client's public interface; its exceptions become ours."""
+        self.admit(window, what, refusal)
         with _translated(what, refusal):
-            return call(self._api)
+            try:
+                return call(self._api)
+            except HfHubHTTPError as error:
+                self.pace.hear(error.response.status_code, error.response.headers)
+                raise
+
+    def admit(self, window: str, what: str, refusal: Refusal) -> None:
+        """Raise what a request would be answered while a window of this account is closed."""
+        _hold(self.pace.closed_seconds(window), f"{what} waits for the rate limit `{window}`", refusal)
+
+
+def _found_token() -> str | None:
+    """The token that every Hub tool finds; for a trusted publisher (`HF_OIDC_RESOURCE`), one made now.
+
+    Raises:
+        DestinationError: the Hub trusts this job for nothing, or there is no job.
+    """
+    try:
+        with _translated("the token of a trusted publisher", DestinationError):
+            return get_token()
+    except (OIDCError, DestinationError) as error:
+        raise DestinationError(
+            f"trusted publishing for `{os.environ.get('HF_OIDC_RESOURCE')}` failed: {error}",
+            hint="the job needs `id-token: write`, and its claims must be among the Trusted Publishers",
+        ) from None
 
 
 def _upload(actions: dict[str, Any]) -> LfsUpload | None:
@@ -285,6 +330,11 @@ class _Absent(DestinationError):
 
 class Forbidden(DestinationError):
     """This account may not do that."""
+
+
+def _hold(seconds: float, said: str, refusal: Refusal) -> None:
+    if seconds:
+        raise refusal(said, transient=True, retry_after=seconds)
 
 
 @contextmanager

@@ -2,27 +2,25 @@
 
 A checkpoint is due once so many bytes, files or minutes have come together since the last one. It happens in
 the call that finds it due, while other workers wait with what they finished: so a crash costs at most what
-one checkpoint holds, and the parts in flight. The Hub takes about 128 commits an hour; once a run has made
-`_COMMITS_AN_HOUR` within the last hour, it waits with the next one and gathers more.
+one checkpoint holds, and the files in flight. Where commits are scarce, which the work knows, the next one
+waits and gathers more.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from time import monotonic
 from typing import Protocol
 
 from tensorport_hub.core import journal
-from tensorport_hub.core.journal import Entry, MadePart, Progress
+from tensorport_hub.core.journal import Entry, MadeFile, Progress
 from tensorport_hub.edge.hub_work import COMMIT_FILES
 from tensorport_hub.errors import DestinationError, TensorportError
 from tensorport_hub.ports import Receipt, Report, Saved
 
 _MINUTES = 15
-_COMMITS_AN_HOUR = 90
 _LAST_SECONDS = 10.0
 
 
@@ -32,6 +30,10 @@ class Work(Protocol):
     @property
     def key(self) -> str:
         """The plan that it belongs to."""
+
+    @property
+    def is_slowed(self) -> bool:
+        """Whether so many commits were made lately that the next checkpoint has to wait."""
 
     def journals(self) -> list[bytes]:
         """The journal's files, in order."""
@@ -49,31 +51,30 @@ class HubJournal:
 
     Args:
         work: the ref that keeps them.
-        parts: the plan's parts: number -> path.
+        outputs: the plan's output files: number -> path.
         every: bytes after which a checkpoint is due.
     """
 
-    def __init__(self, work: Work, *, parts: Mapping[int, str], every: int, report: Report) -> None:
-        self._work, self._paths, self._every, self._report = work, parts, every, report
+    def __init__(self, work: Work, *, outputs: Mapping[int, str], every: int, report: Report) -> None:
+        self._work, self._paths, self._every, self._report = work, outputs, every, report
         self.progress: Progress = journal.gathered(self._kept_before())
         self._entries: list[Entry] = []
         self._receipts: list[Receipt] = []
         self._nbytes = 0
         self._lock = threading.Lock()
         self._last = monotonic()
-        self._commits: deque[float] = deque()
 
     def _kept_before(self) -> Iterator[Entry]:
         for number, data in enumerate(self._work.journals(), 1):
             name = f"journal-{number:05d}.jsonl"
             if journal.key_of(data, name=name) != self._work.key:
                 raise DestinationError(f"journal `{name}` is another plan's", hint="`--restart` begins anew")
-            yield from journal.entries(data, parts=self._paths.keys(), name=name)
+            yield from journal.entries(data, outputs=self._paths.keys(), name=name)
 
     def add(self, entry: Entry) -> None:
         with self._lock:
             self._entries.append(entry)
-            if isinstance(entry, MadePart):
+            if isinstance(entry, MadeFile):
                 self._receipts.append(Receipt(self._paths[entry.index], entry.size, entry.sha256))
                 self._nbytes += entry.size
             if self._is_due():
@@ -104,9 +105,7 @@ class HubJournal:
 
     def _is_due(self) -> bool:
         now = monotonic()
-        while self._commits and self._commits[0] < now - 3600:
-            self._commits.popleft()
-        if not self._receipts or len(self._commits) >= _COMMITS_AN_HOUR:
+        if not self._receipts or self._work.is_slowed:
             return False
         return (
             self._nbytes >= self._every
@@ -118,7 +117,7 @@ class HubJournal:
         """Commit at most `COMMIT_FILES` of the files, with the entries up to there."""
         batch, files = 0, 0
         while batch < len(self._entries) and files < COMMIT_FILES:
-            files += isinstance(self._entries[batch], MadePart)
+            files += isinstance(self._entries[batch], MadeFile)
             batch += 1
         entries, receipts = self._entries[:batch], self._receipts[:files]
         lines = journal.heading(self._work.key) + journal.lines(entries)
@@ -126,5 +125,4 @@ class HubJournal:
         del self._entries[:batch], self._receipts[:files]
         self._nbytes = sum(receipt.size for receipt in self._receipts)
         self._last = monotonic()
-        self._commits.append(self._last)
         self._report(Saved(files))

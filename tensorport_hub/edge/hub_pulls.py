@@ -119,6 +119,7 @@ class PullRequests:
                 if found.status == "draft":
                     self.set_status(num, "open")
                 self._client.call(lambda api: api.merge_pull_request(self._repo_id, num), self._name(num))
+                self._client.pace.committed()
             except TensorportError as error:
                 if not error.transient or failures == ATTEMPTS:
                     raise
@@ -144,7 +145,8 @@ class PullRequests:
         for entry in log:
             if entry.commit_id == since:
                 return frozenset(found)
-            found.update(entry.authors or "?")
+            authors = entry.authors if isinstance(entry.authors, list) else []
+            found.update(name if isinstance(name, str) else "?" for name in authors or ["?"])
         return None
 
     def _name(self, num: int) -> str:

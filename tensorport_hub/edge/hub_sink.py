@@ -33,7 +33,7 @@ class HubSink:
 
     Args:
         target: the branch that readers see.
-        work: where finished parts are kept; None where one commit publishes everything.
+        work: where finished files are kept; None where one commit publishes everything.
         transport: how bytes get into the Hub's storage.
         writers: files that may be open at once.
         offer: leave the pull request open.

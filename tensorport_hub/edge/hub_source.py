@@ -83,6 +83,8 @@ class HubSource:
             SourceError: nothing that may be used came.
         """
         link = self._link(file)
+        if not link.signed:
+            self._client.admit("resolvers", f"`{file.path}` of `{self.repo}`", SourceError)
         stop = start + len(buffer)
         what = f"`{file.path}` of `{self.repo}`"
         response = self._http.request(
@@ -98,6 +100,8 @@ class HubSource:
                     f"the storage link of {what} expired (HTTP {response.status})", transient=True
                 )
             if response.status not in (200, 206):
+                if not link.signed:
+                    self._client.pace.hear(response.status, response.headers)
                 raise http.failure(response.status, response.headers, what, SourceError)
             self._check(response, file, start, stop)
             got = http.read_into(response, buffer)
@@ -150,12 +154,14 @@ class HubSource:
         home = urlsplit(self._client.endpoint)
         url = f"{self._client.endpoint}/{self.repo}/resolve/{self.commit}/{quote(file.path)}"
         what = f"`{file.path}` of `{self.repo}`"
+        self._client.admit("resolvers", what, SourceError)
         for _ in range(_REDIRECTS):
             response = self._http.request("HEAD", url, refusal=SourceError, headers=self._client.headers())
             response.drain_conn()
             response.release_conn()
             status, headers = response.status, response.headers
             if status >= 400:
+                self._client.pace.hear(status, headers)
                 raise http.failure(status, headers, what, SourceError)
             self._check_resolved(headers, file)
             if status < 300:

@@ -21,9 +21,10 @@ from dataclasses import dataclass
 
 from tensorport_hub.core.plan import dumps
 from tensorport_hub.edge.hub_client import Forbidden
-from tensorport_hub.edge.hub_pulls import PullRequest, PullRequests
+from tensorport_hub.edge.hub_pulls import PullRequests
 from tensorport_hub.edge.hub_ref import KEPT, HubRef, moved, uploaded_content
-from tensorport_hub.edge.retry import ATTEMPTS, pause, retried
+from tensorport_hub.edge.pace import CHECKPOINTS_AN_HOUR
+from tensorport_hub.edge.retry import ATTEMPTS, pause
 from tensorport_hub.errors import DestinationError, TensorportError
 from tensorport_hub.ports import Receipt, Warned
 
@@ -34,7 +35,6 @@ FOLDER = ".tensorport/"
 _RUN = FOLDER + "run.json"
 _JOURNAL = FOLDER + "journal-{:05d}.jsonl"
 _JOURNALS = re.compile(re.escape(FOLDER) + r"journal-\d{5}\.jsonl")
-_KEY = re.compile(r"^Plan: `([0-9a-f]{64})`$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class Request:
         me: the account.
         branch: publish there; None is `main`, by way of a pull request.
         offer: the pull request is what is wanted, so no branch will do.
+        anew: everything is to be made by the runs of this work.
     """
 
     key: str
@@ -54,6 +55,7 @@ class Request:
     me: str
     branch: str | None
     offer: bool
+    anew: bool
 
     @property
     def work_branch(self) -> str:
@@ -64,11 +66,23 @@ class Request:
 
 
 class Work:
-    """A ref that only runs of one plan write to, and the way from there to the target."""
+    """A ref that only runs of one plan write to, and the way from there to the target.
+
+    Attributes:
+        anew: begun by `--restart`: nothing of what stands at the target is believed.
+    """
 
     def __init__(self, target: HubRef, ref: HubRef, request: Request, pulls: PullRequests | None) -> None:
         self.target, self.ref, self._request, self._pulls = target, ref, request, pulls
-        self._run = {_RUN: dumps({"plan": request.key, "run": secrets.token_hex(8)})}
+        self.anew = request.anew or self._was_anew()
+        run = {"plan": request.key, "run": secrets.token_hex(8), "anew": self.anew}
+        self._run = {_RUN: dumps(run)}
+
+    def _was_anew(self) -> bool:
+        there = self.ref.files.get(_RUN)
+        if there is None or there == self.target.files.get(_RUN):
+            return False
+        return b'"anew":true' in self.ref.read(_RUN)
 
     @property
     def key(self) -> str:
@@ -89,6 +103,12 @@ class Work:
     def is_complete(self) -> bool:
         """Whether everything but the publication is done."""
         return self.ref.commit != self.target.commit and not any(p.startswith(FOLDER) for p in self.ref.files)
+
+    @property
+    def is_slowed(self) -> bool:
+        """Whether so many commits were made lately that the next checkpoint has to wait: the Hub takes about
+        128 an hour of one account, from all its runs together."""
+        return self.ref.client.pace.commits() >= CHECKPOINTS_AN_HOUR
 
     def claim(self) -> None:
         """From now on this run writes here, and no other."""
@@ -205,146 +225,3 @@ class Work:
                 if not error.transient or failures == ATTEMPTS:
                     raise
                 pause(error, failures, ref.report)
-
-
-def open_work(target: HubRef, request: Request, *, restart: bool, needed: bool) -> Work | None:
-    """Find what an earlier run of the plan left; where there is nothing, begin if that is `needed`.
-
-    Args:
-        restart: give up what is found.
-
-    Raises:
-        DestinationError: the target moved since the earlier run began, or nothing may be written.
-    """
-    if request.branch is None:
-        try:
-            found = _pull_request(target, request, restart=restart, needed=needed)
-            if found is not None or not needed:
-                return found
-        except Forbidden as error:
-            if request.offer:
-                raise
-            target.report(Warned(f"{error.message}: a branch is used instead"))
-    return _branch(target, request, restart=restart, needed=needed)
-
-
-def _pull_request(target: HubRef, request: Request, *, restart: bool, needed: bool) -> Work | None:
-    pulls = PullRequests(target.client, target.repo_id, target.report)
-    if restart:
-        _close_own(pulls, request, "given up by `--restart`")
-    own = _own(pulls, target, request, tell=True)
-    if not own and not needed:
-        return None
-    own = own or _create(pulls, target, request)
-    first, *others = own
-    for num in others:
-        pulls.set_status(num, "closed", f"#{first} is this plan's pull request")
-    return Work(target, own[first], request, pulls)
-
-
-def _create(pulls: PullRequests, target: HubRef, request: Request) -> dict[int, HubRef]:
-    """Open one, and look: another run may have begun at the same time, and an answer may be lost."""
-    for failures in range(1, ATTEMPTS + 1):
-        try:
-            pulls.create(request.title, _description(request))
-        except DestinationError as error:
-            if not error.transient or failures == ATTEMPTS:
-                raise
-            pause(error, failures, target.report)
-        own = _own(pulls, target, request, tell=False)
-        if own:
-            return own
-        now = HubRef.of(target.client, target.repo_id, target.revision, target.report)
-        if now.commit != target.commit:
-            _close_own(pulls, request, "the target moved meanwhile")
-            raise moved(now, target.commit)
-    raise DestinationError(f"a pull request on `{target.repo_id}` was opened, but is not listed")
-
-
-def _close_own(pulls: PullRequests, request: Request, comment: str) -> None:
-    for found in _carrying(pulls, request):
-        if found.author == request.me:
-            pulls.set_status(found.num, "closed", comment)
-
-
-def _own(pulls: PullRequests, target: HubRef, request: Request, *, tell: bool) -> dict[int, HubRef]:
-    """This account's open pull requests of the plan, by number; with `tell` those of others are named.
-
-    Raises:
-        DestinationError: one stands on another commit than the target's.
-    """
-    own: dict[int, HubRef] = {}
-    for found in _carrying(pulls, request):
-        ref = HubRef.of(target.client, target.repo_id, found.ref, target.report)
-        mine = found.author == request.me
-        authors = pulls.authors(ref.commit, target.commit) if mine else frozenset()
-        if authors is None:
-            raise DestinationError(
-                f"pull request #{found.num} of `{target.repo_id}` holds an interrupted run, but"
-                f" `{target.revision}` moved since to {target.commit}",
-                hint="`--restart` closes it and begins anew",
-            )
-        if mine and authors <= {request.me}:
-            own[found.num] = ref
-        elif tell:
-            who = ", ".join(f"`{name}`" for name in sorted({found.author, *authors} - {request.me}))
-            target.report(Warned(f"pull request #{found.num} carries this plan, but is by {who}: ignored"))
-    return own
-
-
-def _carrying(pulls: PullRequests, request: Request) -> list[PullRequest]:
-    """Open pull requests whose description carries the plan: this account's, and some of others."""
-    found = []
-    for pull in pulls.open_ones(request.me, request.title):
-        carried = _KEY.search(pull.description)
-        if carried is not None and carried.group(1) == request.key:
-            found.append(pull)
-    return found
-
-
-def _description(request: Request) -> str:
-    return (
-        "tensorport-hub keeps here what it has finished, and merges when all is there. An interrupted run"
-        f" is continued by the same command.\n\nPlan: `{request.key}`\n"
-    )
-
-
-def _branch(target: HubRef, request: Request, *, restart: bool, needed: bool) -> Work | None:
-    client, repo_id, report = target.client, target.repo_id, target.report
-    name = request.work_branch
-    refs = retried(
-        lambda: client.call(lambda api: api.list_repo_refs(repo_id), f"the branches of `{repo_id}`"), report
-    )
-    if any(branch.name == name for branch in refs.branches):
-        found = Work(target, HubRef.of(client, repo_id, name, report), request, None)
-        if not restart and _is_own(found, request):
-            return found
-        found.close("given up")
-    if not needed:
-        return None
-    retried(
-        lambda: client.call(
-            lambda api: api.create_branch(repo_id, branch=name, revision=target.commit, exist_ok=True),
-            f"branch `{name}` of `{repo_id}`",
-        ),
-        report,
-    )
-    made = Work(target, HubRef.of(client, repo_id, name, report), request, None)
-    if not _is_own(made, request):
-        raise DestinationError(f"branch `{name}` of `{repo_id}` is written by others", hint="run again")
-    return made
-
-
-def _is_own(work: Work, request: Request) -> bool:
-    """Whether a branch that is there may be continued."""
-    ref, target = work.ref, work.target
-    authors = PullRequests(ref.client, ref.repo_id, ref.report).authors(ref.commit, target.commit)
-    if authors is None:
-        raise DestinationError(
-            f"branch `{ref.revision}` of `{ref.repo_id}` holds an interrupted run, but `{target.revision}`"
-            f" moved since to {target.commit}",
-            hint="`--restart` deletes it and begins anew",
-        )
-    if not authors <= {request.me}:
-        target.report(Warned(f"branch `{ref.revision}` holds commits of others: it is made anew"))
-    return authors <= {request.me}

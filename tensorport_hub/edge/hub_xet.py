@@ -51,16 +51,15 @@ class _Home:
     def enter(self) -> None:
         with self._lock:
             self._sessions += 1
-            if self._sessions > 1:
-                return
-            self._folder = tempfile.mkdtemp(prefix="tensorport-xet-")
+            self._folder = self._folder or tempfile.mkdtemp(prefix="tensorport-xet-")
             wanted = {
                 "HF_XET_CACHE": self._folder,
                 "HF_XET_LOG_DEST": f"{self._folder}/",
                 "RUST_LOG": "warn",  # otherwise megabytes of it a run
             }
-            self._set = {key: value for key, value in wanted.items() if key not in os.environ}
-            os.environ.update(self._set)
+            missing = {key: value for key, value in wanted.items() if key not in os.environ}
+            os.environ.update(missing)
+            self._set |= missing
 
     def leave(self) -> None:
         with self._lock:
@@ -71,6 +70,7 @@ class _Home:
                 if os.environ.get(key) == value:
                     del os.environ[key]
             shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder, self._set = "", {}
 
 
 _home = _Home()

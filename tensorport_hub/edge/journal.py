@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tensorport_hub.core import journal
-from tensorport_hub.core.journal import Entry, MadePart, Progress
+from tensorport_hub.core.journal import Entry, MadeFile, Progress
 from tensorport_hub.errors import DestinationError
 
 
@@ -32,11 +32,11 @@ class JournalFile:
     """A journal on the disk. What a run that died left half-written at its end is cut off.
 
     Attributes:
-        parts: how many parts are entered, by this run or one before it.
+        made: how many output files are entered, by this run or one before it.
     """
 
-    def __init__(self, path: Path, *, key: str, parts: Collection[int]) -> None:
-        """Open or begin the journal of the plan `key`, which has these `parts`.
+    def __init__(self, path: Path, *, key: str, outputs: Collection[int]) -> None:
+        """Open or begin the journal of the plan `key`, which has these `outputs`.
 
         Raises:
             DestinationError: it belongs to another plan, is damaged, or can't be written.
@@ -52,9 +52,9 @@ class JournalFile:
                     f" got {found[:16]}",
                     hint="`--restart` gives it up; the command that was interrupted continues it",
                 )
-            entries = journal.entries(data, parts=parts, name=str(path)) if found else []
+            entries = journal.entries(data, outputs=outputs, name=str(path)) if found else []
             self.progress = journal.gathered(entries)
-            self.parts = len(self.progress.parts)
+            self.made = len(self.progress.made)
             self._file = open(path, "r+b" if data else "w+b", buffering=0)  # noqa: SIM115 (closed by `close`)
             self._end = journal.whole_lines(data)
             self._file.truncate(self._end)
@@ -69,7 +69,7 @@ class JournalFile:
                 self._append(journal.lines([entry]))
             except OSError as error:
                 raise self._refused(error) from None
-            self.parts += isinstance(entry, MadePart)
+            self.made += isinstance(entry, MadeFile)
 
     def _append(self, line: bytes) -> None:
         """Write one line; where the disk is full nothing of it stays."""

@@ -1,8 +1,8 @@
 """Folders of this machine, as a source.
 
-Reading uses `pread`: mapped pages would count as this process's memory. A symbolic link may point anywhere
-for a file that the user's folder holds (the Hub's cache is made of links), but names come from a listing,
-never from a checkpoint.
+Reading uses `pread`: mapped pages would count as this process's memory. Names come from a listing, never from
+a checkpoint. A symbolic link is followed within the folder, into the blobs of a Hub cache that the folder is
+a snapshot of, and, for weights, anywhere: what else it points to would be published as the model's own.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from pathlib import Path
 
 from tensorport_hub.core.digest import POINTER_NBYTES, SourceFile, parse_pointer
 from tensorport_hub.errors import SourceError, UseError
+
+_WEIGHTS = ".safetensors"
 
 
 class LocalSource:
@@ -61,6 +63,11 @@ class LocalSource:
             raise SourceError(f"`{path}` is not in the source folder")
         if path in self._pointers:
             raise SourceError(f"`{path}` is only a git-LFS pointer", hint="`git lfs pull` gets the file")
+        if not self._is_own(path):
+            raise SourceError(
+                f"`{path}` is a link out of the folder, to `{os.path.realpath(self._root / path)}`",
+                hint="copy the file, if it is to be published",
+            )
         if start < 0:
             raise SourceError(f"range {start}:{start + len(buffer)} of `{path}` lies before its start")
         try:
@@ -71,6 +78,11 @@ class LocalSource:
                 self._fill(file.fileno(), path, start, buffer)
         except OSError as error:
             raise SourceError(f"`{path}` can't be read: {error.strerror}") from None
+
+    def _is_own(self, path: str) -> bool:
+        root, real = self._root.resolve(), (self._root / path).resolve()
+        blobs = root.parent.parent / "blobs"
+        return path.endswith(_WEIGHTS) or real.is_relative_to(root) or real.is_relative_to(blobs)
 
     def _fill(self, handle: int, path: str, start: int, buffer: memoryview) -> None:
         done = 0

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import shutil
 import stat
 from collections.abc import Collection, Mapping, Sequence
@@ -27,19 +28,25 @@ from tensorport_hub.ports import Published, Receipt
 
 _BLOCK = 1 << 20
 _JOURNAL = "journal.jsonl"
+_ANEW = "anew"
+"""Is there where the run was begun by `--restart`."""
 _PUBLISHING = "publishing"
 """Holds the sha256 of the manifest that is about to be swapped in: a target that has it was."""
 
 
 class LocalSink:
-    """A folder that becomes the mirror, and the journal of how far it is."""
+    """A folder that becomes the mirror, and the journal of how far it is.
+
+    Attributes:
+        anew: begun by `restart`, now or by the run that is continued: what the target holds is not linked.
+    """
 
     def __init__(
         self,
         target: Path,
         *,
         key: str,
-        parts: Collection[int],
+        outputs: Collection[int],
         standing: Mapping[str, str],
         restart: bool,
     ) -> None:
@@ -47,7 +54,7 @@ class LocalSink:
 
         Args:
             key: names the plan.
-            parts: the part numbers that it has.
+            outputs: the numbers of its output files.
             standing: sha256 -> path of what the target holds already.
             restart: give up what an interrupted run of whatever plan left.
 
@@ -57,7 +64,7 @@ class LocalSink:
         """
         target = Path(os.path.realpath(target)) if target.is_symlink() else target
         self._target = target
-        self._work = target.parent / f".{target.name}.tensorport"
+        self._work = _work_of(target)
         self._out, self._publishing = self._work / "out", self._work / _PUBLISHING
         self._standing = standing
         self._small: dict[str, Receipt] = {}
@@ -78,8 +85,11 @@ class LocalSink:
             check_folder(target)
             if restart or self._was_published():
                 self._clear()
+            if restart:
+                (self._work / _ANEW).touch()
+            self.anew = (self._work / _ANEW).exists()
             self._publishing.unlink(missing_ok=True)
-            self.journal = JournalFile(self._work / _JOURNAL, key=key, parts=parts)
+            self.journal = JournalFile(self._work / _JOURNAL, key=key, outputs=outputs)
             self._out.mkdir(exist_ok=True)
         except BaseException as error:
             if not (self._work / _JOURNAL).exists():
@@ -88,6 +98,11 @@ class LocalSink:
             if isinstance(error, OSError):
                 raise DestinationError(f"`{self._work}` can't be written: {error.strerror}") from None
             raise
+
+    @staticmethod
+    def is_begun_anew(target: Path) -> bool:
+        """Whether a run that was to make everything itself was interrupted."""
+        return _work_of(target, _ANEW).exists()
 
     def _was_published(self) -> bool:
         """Whether an earlier run ended between the swap and its clearing up."""
@@ -99,6 +114,7 @@ class LocalSink:
     def _clear(self) -> None:
         """Remove everything but the lock, the journal first."""
         (self._work / _JOURNAL).unlink(missing_ok=True)
+        (self._work / _ANEW).unlink(missing_ok=True)
         for folder in (self._out, aside(self._out)):
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -176,7 +192,7 @@ class LocalSink:
     def close(self) -> None:
         """Keep the work folder where a part is finished in it; else leave nothing behind."""
         self.journal.close()
-        if not self._keep or not self.journal.parts:
+        if not self._keep or not self.journal.made:
             with suppress(OSError):
                 self._clear()
             shutil.rmtree(self._work, ignore_errors=True)
@@ -189,7 +205,8 @@ class LocalWriter:
     def __init__(self, root: Path, path: str, size: int) -> None:
         self._path, self._size = path, size
         self._final = root / path
-        self._part = self._final.with_name(self._final.name + ".partial")
+        # of its own: a thread that outlived an interrupted run may still abort its writer of this file
+        self._part = self._final.with_name(f"{self._final.name}.{secrets.token_hex(4)}.partial")
         self._sha256 = hashlib.sha256()
         self._written = 0
         try:
@@ -243,6 +260,12 @@ def _sha256(path: Path) -> str:
         while block := file.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _work_of(target: Path, *names: str) -> Path:
+    """Where everything lies until the commit."""
+    target = Path(os.path.realpath(target)) if target.is_symlink() else target
+    return target.parent.joinpath(f".{target.name}.tensorport", *names)
 
 
 def _check_owner(folder: Path) -> None:

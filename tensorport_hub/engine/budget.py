@@ -26,9 +26,9 @@ _LARGEST_BLOCK = 8 * MiB
 _SMALLEST_BLOCK = 256 * 1024
 _LARGEST_KEEP = 256 * MiB
 _DEPTH = 2
-_BUFFERS = _DEPTH + 2
-_BLOCKS = 2 * _BUFFERS
-"""Blocks that a lane is reckoned with: its buffers, and as many for what it keeps and parts read."""
+"""Fetches in flight in each lane."""
+_BESIDE = 2
+"""Buffers that a lane has besides those that are being filled."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ class Allotment:
         block: bytes fetched at a time.
         depth: fetches in flight in each lane.
         keep: bytes of companions that each lane may keep.
-        buffers: blocks that each lane owns.
+        buffers: blocks that each lane owns; it is reckoned with twice as many, for what it keeps and parts
+            read.
         room: bytes that held parts may hold, all together.
     """
 
@@ -54,7 +55,9 @@ class Allotment:
     room: int
 
 
-def allot(max_memory: int, *, workers: int, files: int, writer_nbytes: int, demand: Demand) -> Allotment:
+def allot(
+    max_memory: int, *, workers: int, files: int, writer_nbytes: int, demand: Demand, ordered: bool = False
+) -> Allotment:
     """The most parallel way to stay below `max_memory`.
 
     Args:
@@ -63,28 +66,31 @@ def allot(max_memory: int, *, workers: int, files: int, writer_nbytes: int, dema
         files: source files to walk.
         writer_nbytes: what one open writer of the sink buffers.
         demand: what the plan's parts hold.
+        ordered: parts are written one after another, so that only fetching is parallel.
 
     Raises:
         LimitError: not even one part at a time fits, a held one in the smallest tiles.
     """
     each = writer_nbytes + _SCRATCH + demand.beside
-    for parallel in range(max(workers, 1), 0, -1):
+    for wanted in range(max(workers, 1), 0, -1):
+        parallel, depth = (1, _DEPTH * wanted) if ordered else (wanted, _DEPTH)
         lanes = max(1, min(parallel, files))
+        buffers = depth + _BESIDE
         free = max_memory - BASE - parallel * each - demand.most
-        block = _block(free // max(lanes * _BLOCKS, lanes * _BUFFERS + parallel))
-        if block >= _SMALLEST_BLOCK and (block >= 4 * _SMALLEST_BLOCK or parallel == 1):
-            free -= (lanes * _BUFFERS + parallel) * block
+        block = _block(free // max(lanes * 2 * buffers, lanes * buffers + parallel))
+        if block >= _SMALLEST_BLOCK and (block >= 4 * _SMALLEST_BLOCK or wanted == 1):
+            free -= (lanes * buffers + parallel) * block
             more = min(free // 2, (parallel - 1) * demand.most)
             keep = min(_LARGEST_KEEP, (free - more) // lanes)
-            return Allotment(lanes, parallel, block, _DEPTH, keep, _BUFFERS, demand.most + more)
-    free = max_memory - BASE - each
-    block = max(_block(free // (4 * _BLOCKS)), _SMALLEST_BLOCK)
-    if free - _BLOCKS * block < demand.least:
+            return Allotment(lanes, parallel, block, depth, keep, buffers, demand.most + more)
+    free, buffers = max_memory - BASE - each, _DEPTH + _BESIDE
+    block = max(_block(free // (8 * buffers)), _SMALLEST_BLOCK)
+    if free - 2 * buffers * block < demand.least:
         block = _SMALLEST_BLOCK
-    room = free - _BLOCKS * block
+    room = free - 2 * buffers * block
     if demand.least and room >= demand.least:
-        return Allotment(1, 1, block, _DEPTH, (_BUFFERS - 1) * block, _BUFFERS, room)
-    least = BASE + each + demand.least + _BLOCKS * _SMALLEST_BLOCK
+        return Allotment(1, 1, block, _DEPTH, (buffers - 1) * block, buffers, room)
+    least = BASE + each + demand.least + 2 * buffers * _SMALLEST_BLOCK
     whose = f" for `{shorten(demand.tensor)}`" if max_memory >= least - demand.least else ""
     raise LimitError(
         f"the memory cap is too small{whose}: expected at least {-(-least // 1_000_000)}MB,"

@@ -1,8 +1,8 @@
 """Parts on their way: what the lane feeds them, what they read themselves, and in what order it is decoded.
 
 The lane that walks the primary's file calls `feed`, in order; a worker takes `pieces`, and `drain`s what it
-does not want any more. Asked for `pieces` again, a part reads what is not there. The walk's sha256 covers
-what was fed; its CRC-32 proves that the second reading is the same.
+does not want any more. What must be made again is *pulled*: read by who decodes. The walk's sha256 covers
+what was fed; the CRC-32 of it, which the witness keeps, proves that the second reading is the same.
 """
 
 from __future__ import annotations
@@ -11,24 +11,32 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass
 from queue import SimpleQueue
 
 import numpy as np
 
-from tensorport_hub.core.decode.cast import Losses
-from tensorport_hub.core.decode.decoder import Bytes
-from tensorport_hub.core.plan import Part
-from tensorport_hub.core.recipe import Recipe
+from tensorport_hub.core.decode.decoder import Bytes, Decoder
+from tensorport_hub.core.layout import Part
 from tensorport_hub.core.strips import Strip, contiguous
 from tensorport_hub.core.walk import Piece
 from tensorport_hub.engine.blocks import SharedBlock, Stopped
 from tensorport_hub.engine.reader import Reader
-from tensorport_hub.errors import SourceError
-from tensorport_hub.ports import Receipt
+from tensorport_hub.engine.witness import Witness
 
-Items = tuple[int, int, Sequence[tuple[Bytes, Strip]]]
-"""Items `start:stop`, and of each input bytes that hold what they need, and which these are."""
+
+@dataclass(frozen=True)
+class Items:
+    """Items `start:stop` of a part, which are the same of `decoder` from `first` on, to be decoded.
+
+    `inputs` are, of each input, bytes that hold what they need, and which these are.
+    """
+
+    decoder: Decoder
+    first: int
+    start: int
+    stop: int
+    inputs: Sequence[tuple[Bytes, Strip]]
 
 
 Bring = Callable[[], Mapping[int, Bytes]]
@@ -39,17 +47,13 @@ Chunk = tuple[int, Bytes]
 
 
 class PartRun(ABC):
-    """A part in flight."""
+    """A part in flight: items of a decoder."""
 
     holds = 0
     """Bytes of the room for held parts that it takes."""
 
-    expected: Receipt | None = None
-    """The sink holds it already: it is made once more, from bytes that are proven, and only compared."""
-
-    def __init__(self, part: Part, recipe: Recipe) -> None:
-        self.part, self.recipe = part, recipe
-        self.losses = Losses()
+    def __init__(self, part: Part, decoder: Decoder) -> None:
+        self.part, self.decoder = part, decoder
 
     @abstractmethod
     def feed(self, piece: Piece, bring: Bring, block: SharedBlock) -> bool:
@@ -95,11 +99,11 @@ class Streamed(PartRun):
         crc: CRC-32 of those bytes.
     """
 
-    def __init__(self, part: Part, recipe: Recipe, *, pulls: bool = False) -> None:
-        super().__init__(part, recipe)
-        self.pulls = pulls
+    def __init__(self, part: Part, decoder: Decoder, witness: Witness, *, pulls: bool = False) -> None:
+        super().__init__(part, decoder)
+        self.pulls, self._witness = pulls, witness
         self.at = self.crc = 0
-        self._needs = recipe.decoder.needs(*part.items)
+        self._needs = decoder.needs(*part.items)
         self._nbytes = self._needs[0].nbytes
         self._fed = 0
         self._companions: list[Bytes] = []
@@ -124,16 +128,15 @@ class Streamed(PartRun):
         if self.part.items[0] == self.part.items[1]:
             return
         if self.pulls:
-            pairs = [*zip(self.recipe.decoder.inputs, self._needs, strict=True)]
+            pairs = [*zip(self.decoder.inputs, self._needs, strict=True)]
             self._companions = [reader.strip(t.file, need.moved(t.start)) for t, need in pairs[1:]]
-        decoder = self.recipe.decoder.settled(self._companions, *self.part.items)
-        self.recipe = replace(self.recipe, decoder=decoder)
-        with closing(self._read(reader) if self.pulls or self.at else self._taken()) as chunks:
+        self.decoder = self.decoder.settled(self._companions, *self.part.items)
+        with closing(self._read(reader) if self.pulls else self._taken()) as chunks:
             yield from self._items(chunks)
 
     def _items(self, chunks: Iterator[Chunk]) -> Generator[Items, None, None]:
         """The items that are whole with each chunk; a row that isn't waits for the next one."""
-        decoder = self.recipe.decoder
+        decoder = self.decoder
         companions = [*zip(self._companions, self._needs[1:], strict=True)]
         start, stop = self.part.items
         left = np.empty(0, np.uint8)
@@ -142,7 +145,8 @@ class Streamed(PartRun):
                 at, data = at - left.size, np.concatenate([left, data])
             used, reached = at, min(decoder.reached(at + data.size), stop)
             if start < reached:
-                yield start, reached, [(data, contiguous(at, at + data.size)), *companions]
+                inputs = [(data, contiguous(at, at + data.size)), *companions]
+                yield Items(decoder, start, start, reached, inputs)
                 used, start = decoder.spans(start, reached)[0][1], reached
             left = data[used - at :].copy()
 
@@ -161,12 +165,19 @@ class Streamed(PartRun):
     def _count(self, piece: Piece, block: SharedBlock) -> Bytes:
         """The bytes of an entry, entered as taken."""
         data = block.data[piece.offset : piece.offset + piece.stop - piece.start]
+        if piece.start == 0:
+            beside = zip(self.decoder.inputs[1:], self._needs[1:], self._companions, strict=True)
+            for tensor, need, companion in beside:
+                self._witness.read(tensor.file, need.moved(tensor.start), companion)
         self.at, self.crc = piece.stop, zlib.crc32(data.data, self.crc)
+        if self.at == self._nbytes:
+            tensor = self.decoder.inputs[0]
+            self._witness.read_as(tensor.file, self._needs[0].moved(tensor.start), self.crc)
         return data
 
     def _read(self, reader: Reader) -> Generator[Chunk, None, None]:
         """The primary's bytes from the source; one empty chunk where there are none."""
-        decoder = self.recipe.decoder
+        decoder = self.decoder
         tensor, (start, stop) = decoder.inputs[0], decoder.spans(*self.part.items)[0]
         step = max(1, reader.block // decoder.unit) * decoder.unit
         crc = 0
@@ -174,8 +185,7 @@ class Streamed(PartRun):
             data = reader.range(tensor.file, tensor.start + at, tensor.start + min(at + step, stop))
             crc = zlib.crc32(data.data, crc)
             yield at, data
-        if not self.pulls and crc != self.crc:
-            raise SourceError(f"two readings of {tensor} differ", transient=True)
+        self._witness.read_as(tensor.file, contiguous(tensor.start + start, tensor.start + stop), crc)
 
     def drain(self) -> None:
         while self.at < self._nbytes and not self.pulls:

@@ -18,7 +18,7 @@ from functools import partial
 import numpy as np
 
 from tensorport_hub.core.decode.decoder import Bytes
-from tensorport_hub.core.plan import Part
+from tensorport_hub.core.layout import Part
 from tensorport_hub.core.ranges import Range, holes
 from tensorport_hub.core.strips import Strip, contiguous, cut, gather, within
 from tensorport_hub.core.walk import Block, Companion, Piece, Walk
@@ -57,6 +57,7 @@ class Lane:
         self._allotment, self._stop, self._report = allotment, stop, report
         self._pool = BlockPool(allotment.buffers, allotment.block, stop)
         self._together = {part.index: parts for parts in walk.together for part in parts}
+        self._unfed = deque(walk.unfed)
         self._runs: dict[int, PartRun] = {}
         self._ahead: dict[Range, Future[Bytes]] = {}
         self._retained: dict[Range, Bytes] = {}
@@ -74,18 +75,20 @@ class Lane:
                 beside this walk are not what passed.
             Stopped: the run stopped.
         """
-        for run in self._make(self._walk.empty, False):
-            self._start(run)
         try:
             with ThreadPoolExecutor(self._allotment.depth, thread_name_prefix="fetch") as fetcher:
                 self._walk_blocks(fetcher)
         finally:
             for run in self._runs.values():
                 run.end()
-        for part in self._walk.apart:
-            for run in self._make((part,), True):
-                self._start(run)
+        self._give_before(None)
         return self._verify()
+
+    def _give_before(self, index: int | None) -> None:
+        """Start the parts that nothing feeds and that stand before part `index` of the plan; None: all."""
+        while self._unfed and (index is None or self._unfed[0].index < index):
+            for run in self._make((self._unfed.popleft(),), True):
+                self._start(run)
 
     def _walk_blocks(self, fetcher: ThreadPoolExecutor) -> None:
         under_way: deque[tuple[Block, SharedBlock, Future[None], dict[Companion, Future[Bytes]]]] = deque()
@@ -154,6 +157,7 @@ class Lane:
     def _run_of(self, piece: Piece) -> PartRun:
         part = piece.part
         if part.index not in self._runs:
+            self._give_before(part.index)
             for run in self._make(self._together.get(part.index, (part,)), False):
                 self._runs[run.part.index] = run
         return self._runs[part.index]

@@ -1,7 +1,7 @@
-"""One part from its first byte to its receipt: its bytes come, are decoded and handed to a writer.
+"""One part from its first byte to the files that take it: decoded once, and handed to all of them.
 
-A worker thread runs `write`. When a writer fails for a passing reason, the rest of what the lane feeds is let
-go and the part is written again from what it reads itself.
+A worker thread runs `write`. A file whose writer fails for a passing reason is made again as a whole, from
+what is read for it, once the last of its parts has passed; till then its parts are let go.
 
 Parts are opened one by one, in the order in which they were given. A sink may let a writer wait for another
 one's place, and a part that waits holds blocks that its lane needs for the parts behind it: were one of those
@@ -10,37 +10,56 @@ opened first, each would wait for the other.
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 
-from tensorport_hub.core import npy
+from tensorport_hub.core.arrange import Choice
 from tensorport_hub.core.decode.cast import Losses
-from tensorport_hub.core.decode.decoder import Bytes
-from tensorport_hub.core.plan import Options
+from tensorport_hub.core.decode.decoder import Dense
+from tensorport_hub.core.layout import OutFile, Part
+from tensorport_hub.core.plan import Options, Plan
 from tensorport_hub.core.recipe import Recipe
 from tensorport_hub.core.render import render
 from tensorport_hub.core.safetensors import shorten
-from tensorport_hub.core.strips import Strip
 from tensorport_hub.engine.blocks import StopFlag, Stopped
 from tensorport_hub.engine.feed import Items, PartRun
+from tensorport_hub.engine.outputs import Output, Outputs
 from tensorport_hub.engine.reader import Reader
-from tensorport_hub.errors import LossError, TensorportError, VerificationError
-from tensorport_hub.ports import BytesWritten, PartDone, PartRetried, Receipt, Report, Sink, Writer
+from tensorport_hub.errors import LossError, TensorportError
+from tensorport_hub.ports import PartDone, PartRetried, Receipt, Report
 
 ATTEMPTS = 4
 _PAUSE = 0.5
 _LONGEST_ASKED = 900.0
 
 
-class PartWriter:
-    """Runs parts against one source and one sink; shared by all worker threads."""
+Lost = tuple[tuple[int, int], ...]
+Done = Callable[[OutFile, Receipt, Lost], None]
+"""Is told of every file that was written."""
 
-    def __init__(self, reader: Reader, sink: Sink, options: Options, stop: StopFlag, report: Report) -> None:
-        self._reader, self._sink, self._options = reader, sink, options
-        self._stop, self._report = stop, report
+
+class PartWriter:
+    """Runs parts against one source and one sink; shared by all worker threads.
+
+    Args:
+        pull: makes a part that reads all that it needs.
+        done: is told of every file that was written.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        reader: Reader,
+        outputs: Outputs,
+        pull: Callable[[Part], PartRun],
+        done: Done,
+        stop: StopFlag,
+        report: Report,
+    ) -> None:
+        self._plan, self._reader, self._outputs = plan, reader, outputs
+        self._pull, self._done, self._stop, self._report = pull, done, stop, report
         self._given: deque[PartRun] = deque()
         self._turn = threading.Lock()
 
@@ -48,105 +67,134 @@ class PartWriter:
         """Queue a part for `take`."""
         self._given.append(run)
 
-    def take(self) -> tuple[PartRun, Writer | BaseException]:
-        """The part that was given first, and its writer or why there is none."""
+    def take(self) -> tuple[PartRun, BaseException | None]:
+        """The part that was given first, its files open; or why they are not."""
         with self._turn:
             run = self._given.popleft()
             try:
                 if self._stop:
                     raise Stopped
-                return run, self._open(run)
+                self._outputs.open_for(run.part)
             except BaseException as error:
                 return run, error
+            return run, None
 
-    def _open(self, run: PartRun) -> Writer:
-        if run.expected is not None:
-            return Comparison(run.expected)
-        return self._sink.open(run.part.path, run.part.size)
-
-    def write(self, run: PartRun, opened: Writer | BaseException) -> Receipt:
-        """Write the part as it is fed; again from the source if the sink fails in passing.
+    def write(self, run: PartRun, refused: BaseException | None) -> None:
+        """Write the part as it is fed; make files again that failed in passing, and finish those that end.
 
         Raises:
             TensorportError: what the sink, the source or the values are at fault for.
             Stopped: the run stopped.
         """
+        open_now: list[tuple[Output, int]] = []
         try:
-            if isinstance(opened, BaseException):
-                raise opened
-            with closing(run.pieces(self._reader)) as pieces:
-                return self._attempt(run, opened, pieces)  # a failure's traceback would keep its block
-        except TensorportError as error:
-            failure = error
+            if refused is not None:
+                raise refused
+            open_now = self._outputs.of(run.part)
+            self._hand_on(run, [(output, recipe) for output, recipe in open_now if output.failure is None])
+            run.drain()
+            run.let_go()
+            for output in self._outputs.passed(run.part):
+                self._finish(output)
         except BaseException as error:
-            self._stop.fail(error)
+            self._stop.fail(error)  # before the rest is let go, or the lane would read it first
+            for output, _ in open_now:
+                output.abort()
             run.drain()
             raise
-        if not failure.transient:
-            self._stop.fail(failure)  # before the rest is let go, or the lane would read it first
-        run.drain()
+
+    def _hand_on(self, run: PartRun, live: Sequence[tuple[Output, int]]) -> None:
+        if not live:
+            return
+        try:
+            with closing(run.pieces(self._reader)) as pieces:
+                self._fill(run.part, pieces, live)
+        except TensorportError as error:
+            if not error.transient:
+                raise
+            for output, _ in live:
+                output.fail(error)
+
+    def _fill(self, part: Part, pieces: Iterator[Items], live: Sequence[tuple[Output, int]]) -> None:
+        """Decode a part, and hand it to those files that don't fail."""
+        recipes = [*dict.fromkeys(recipe for _, recipe in live)]
+        losses = {recipe: Losses() for recipe in recipes}
+        takes = [(Choice.of(self._plan.recipes[recipe]), losses[recipe]) for recipe in recipes]
+        dtype = self._plan.recipes[part.recipe].dtype
+        saturate = self._plan.options.on_overflow == "saturate"
+        for one in pieces:
+            end = one.first + one.stop - one.start
+            for made in render(one.decoder, dtype, one.first, end, one.inputs, takes, saturate=saturate):
+                for output, recipe in live:
+                    _append(output, recipe, made[recipes.index(recipe)])
+            if self._stop:
+                raise Stopped
+            if all(output.failure is not None for output, _ in live):
+                return
+        for recipe in recipes:
+            _check_losses(self._plan.recipes[recipe], part, losses[recipe], self._plan.options)
+        for output, recipe in live:
+            output.cost(recipe, losses[recipe])
+
+    def _finish(self, output: Output) -> None:
+        """Finish a file; make it again where it failed."""
+        failure = output.failure
+        if failure is None:
+            try:
+                self._close(output)
+                return
+            except TensorportError as error:
+                failure = error
+        file = output.file
         for attempt in range(2, ATTEMPTS + 1):
             if not failure.transient:
                 break
-            self._report(PartRetried(run.part.path, attempt, failure.message))
+            self._report(PartRetried(file.path, attempt, failure.message))
             if self._stop.wait(_seconds(failure, attempt)):
                 raise Stopped
             try:
-                opened = self._open(run)
-                return self._attempt(run, opened, run.pieces(self._reader))
+                self._make_again(file)
+                return
             except TensorportError as error:
                 failure = error
         raise failure
 
-    def _attempt(self, run: PartRun, writer: Writer, pieces: Iterator[Items]) -> Receipt:
-        run.losses = Losses()
-        inputs: Sequence[tuple[Bytes, Strip]] = ()
+    def _make_again(self, file: OutFile) -> None:
+        output = self._outputs.open(file.index)
         try:
-            self._pass_on(run, writer, memoryview(npy.header(run.recipe.dtype, run.part.shape)))
-            saturate = self._options.on_overflow == "saturate"
-            for start, stop, inputs in pieces:
-                for view in render(run.recipe, start, stop, inputs, saturate=saturate, losses=run.losses):
-                    self._pass_on(run, writer, view)
-                inputs = ()  # room for the next ones
-                if self._stop:
-                    raise Stopped
-            _check_losses(run, self._options)
-            receipt = writer.finish()
+            for part, recipe in self._outputs.parts_of(file.index):
+                run = self._pull(part)
+                with closing(run.pieces(self._reader)) as pieces:
+                    self._fill(part, pieces, [(output, recipe)])
+                run.let_go()
+                if output.failure is not None:
+                    raise output.failure
         except BaseException:
-            del inputs  # a failure's traceback would keep them
-            writer.abort()
+            output.abort()
             raise
-        if run.expected is None:
+        self._close(output)
+
+    def _close(self, output: Output) -> None:
+        try:
+            receipt, lost = output.finish()
+        except BaseException:
+            output.abort()
+            raise
+        if self._outputs.is_new(output.file.index):
             self._report(PartDone(receipt))
-        return receipt
-
-    def _pass_on(self, run: PartRun, writer: Writer, view: memoryview) -> None:
-        writer.write(view)
-        if run.expected is None:
-            self._report(BytesWritten(run.part.path, view.nbytes))
+            self._done(output.file, receipt, lost)
 
 
-class Comparison:
-    """A writer that only compares what it is given with what the sink holds."""
-
-    def __init__(self, expected: Receipt) -> None:
-        self._expected, self._sha256 = expected, hashlib.sha256()
-
-    def write(self, block: memoryview) -> None:
-        self._sha256.update(block)
-
-    def finish(self) -> Receipt:
-        got = self._sha256.hexdigest()
-        if got != self._expected.sha256:
-            raise VerificationError(
-                f"`{self._expected.path}`, left by an earlier run, is not what the source gives now: expected"
-                f" sha256 {got}, got {self._expected.sha256}",
-                hint="`--restart` makes it again",
-            )
-        return self._expected
-
-    def abort(self) -> None:
-        """Nothing is held."""
+def _append(output: Output, recipe: int, items: Dense) -> None:
+    """Hand items to a file; one that fails in passing takes no more."""
+    if output.failure is not None:
+        return
+    try:
+        output.take(recipe, items)
+    except TensorportError as error:
+        if not error.transient:
+            raise
+        output.fail(error)
 
 
 def _seconds(failure: TensorportError, attempt: int) -> float:
@@ -154,10 +202,9 @@ def _seconds(failure: TensorportError, attempt: int) -> float:
     return max(_PAUSE * (1 << attempt), min(failure.retry_after or 0.0, _LONGEST_ASKED))
 
 
-def _check_losses(run: PartRun, options: Options) -> None:
-    """Refuse losses that the options call errors, before the part is finished."""
-    recipe, losses = run.recipe, run.losses
-    rows = "" if run.part.rows == (0, _rows(recipe)) else f", rows {run.part.rows[0]}:{run.part.rows[1]}"
+def _check_losses(recipe: Recipe, part: Part, losses: Losses, options: Options) -> None:
+    """Refuse losses that the options call errors, before the file is finished."""
+    rows = "" if part.rows == (0, _rows(recipe)) else f", rows {part.rows[0]}:{part.rows[1]}"
     where = f"`{shorten(recipe.name)}`{rows}"
     if losses.overflow and options.on_overflow == "error":
         raise LossError(

@@ -13,9 +13,8 @@ from collections.abc import Callable, Generator, Sequence
 
 import numpy as np
 
-from tensorport_hub.core.decode.decoder import Bytes
-from tensorport_hub.core.plan import Part
-from tensorport_hub.core.recipe import Recipe
+from tensorport_hub.core.decode.decoder import Bytes, Decoder
+from tensorport_hub.core.layout import Part
 from tensorport_hub.core.strips import gather
 from tensorport_hub.core.tiles import Tile
 from tensorport_hub.core.walk import Piece
@@ -31,19 +30,23 @@ class Tiled(PartRun):
     def __init__(
         self,
         part: Part,
-        recipe: Recipe,
+        decoder: Decoder,
         tiles: Sequence[Tile],
         witness: Witness,
         stop: StopFlag,
+        *,
+        pulls: bool = False,
     ) -> None:
-        super().__init__(part, recipe)
+        super().__init__(part, decoder)
         self.holds = max((tile.nbytes for tile in tiles), default=0)
         self._tiles, self._witness, self._stop = tiles, witness, stop
-        self._to_feed = deque(number for number, tile in enumerate(tiles) if tile.fed)  # the lane's
+        self._to_feed = deque(
+            number for number, tile in enumerate(tiles) if tile.fed and not pulls
+        )  # the lane's
         self._to_come = self._to_feed.copy()  # the worker's
         self._at = 0
         """The tile that the bytes belong to."""
-        self._inputs: list[Bytes | None] = [None] * len(recipe.decoder.inputs)
+        self._inputs: list[Bytes | None] = [None] * len(decoder.inputs)
         self._complete = self._ended = False
         self._changed = threading.Condition()
 
@@ -87,7 +90,8 @@ class Tiled(PartRun):
             self._move(number)
             if number in self._to_come:
                 self._receive()
-            yield tile.start, tile.stop, [*zip(self._read(reader), tile.needs, strict=True)]
+            inputs = [*zip(self._read(reader), tile.needs, strict=True)]
+            yield Items(self.decoder, tile.start, tile.start, tile.stop, inputs)
 
     def drain(self) -> None:
         try:
@@ -114,14 +118,15 @@ class Tiled(PartRun):
     def _receive(self) -> None:
         """Wait for the tile that the lane brings next."""
         self._wait(lambda: self._complete)
-        tensor, need = self.recipe.decoder.inputs[0], self._tiles[self._to_come.popleft()].needs[0]
-        assert self._inputs[0] is not None
-        self._witness.read(tensor.file, need.moved(tensor.start), self._inputs[0])
+        tile = self._tiles[self._to_come.popleft()]
+        for tensor, need, data in zip(self.decoder.inputs, tile.needs, self._inputs, strict=True):
+            if data is not None:
+                self._witness.read(tensor.file, need.moved(tensor.start), data)
 
     def _read(self, reader: Reader) -> list[Bytes]:
         """The bytes of this tile; those that are not there are read."""
         found = []
-        pairs = zip(self.recipe.decoder.inputs, self._tiles[self._at].needs, strict=True)
+        pairs = zip(self.decoder.inputs, self._tiles[self._at].needs, strict=True)
         for i, (tensor, need) in enumerate(pairs):
             data = self._inputs[i]
             if data is None:

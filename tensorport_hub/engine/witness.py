@@ -1,9 +1,9 @@
 """What is read beside the walks, held against what the walks hashed.
 
 A walk proves the bytes that pass it by the whole file's digest. The same bytes may be read beside it, earlier
-or later: companions that lie in another file, tiles of held parts, second readings. Of each such strip the
-first CRC-32 is noted, whoever has it; the next one must agree. Where the walk finds that bytes were read
-otherwise before, something may have been made of them: the run ends.
+or later: companions that lie in another file, tiles of held parts, stacked experts, second readings. Of each
+such strip the first CRC-32 is noted, whoever has it; the next one must agree. Where the walk finds that bytes
+were read otherwise before, something may have been made of them: the run ends.
 """
 
 from __future__ import annotations
@@ -33,7 +33,15 @@ class Witness:
         Raises:
             SourceError: it was another one before; transient.
         """
-        if not self.agrees(file, strip, data):
+        self.read_as(file, strip, zlib.crc32(data.data))
+
+    def read_as(self, file: str, strip: Strip, crc: int) -> None:
+        """The same, of a strip whose CRC-32 is known.
+
+        Raises:
+            SourceError: as above.
+        """
+        if not self._agrees(file, strip, crc):
             raise SourceError(
                 f"two readings of bytes {strip.start}:{strip.stop} of `{file}` differ", transient=True
             )

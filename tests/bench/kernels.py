@@ -178,7 +178,9 @@ def decode(recipe: Recipe, data: Mapping[str, np.ndarray]) -> int:
     np.empty(8 << 20, np.uint8)
     inputs = [(data[t.name], contiguous(0, data[t.name].size)) for t in recipe.decoder.inputs]
     count = recipe.decoder.items
-    return sum(view.nbytes for view in render(recipe, 0, count, inputs, saturate=False, losses=Losses()))
+    outputs = [(None, Losses())]
+    made = render(recipe.decoder, recipe.dtype, 0, count, inputs, outputs, saturate=False)
+    return sum(items.nbytes for (items,) in made)
 
 
 def seconds(work: Callable[[], object], runs: int) -> float:

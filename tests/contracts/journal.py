@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tensorport_hub.core.journal import Entry, MadePart, Progress, ReadFile, gathered
+from tensorport_hub.core.journal import Entry, MadeFile, Progress, ReadFile, gathered
 from tensorport_hub.ports import Journal
 
 JournalOf = Callable[[], Journal]
@@ -27,9 +27,10 @@ class JournalContract:
     def journal_of(self) -> JournalOf:
         raise NotImplementedError
 
-    def made(self, index: int, *, version: int = 0, overflow: int = 0) -> MadePart:
-        """A part as a sink holds it; another content in each `version`."""
-        return MadePart(index, 100 + index, f"{version:032x}{index:032x}", overflow, 2 * overflow)
+    def made(self, index: int, *, version: int = 0, overflow: int = 0) -> MadeFile:
+        """A file as a sink holds it; another content in each `version`."""
+        lost = ((overflow, 2 * overflow),) if overflow else ()
+        return MadeFile(index, 100 + index, f"{version:032x}{index:032x}", lost)
 
     def test_the_first_run_finds_nothing(self, journal_of: JournalOf) -> None:
         """No progress where no run was."""
@@ -57,7 +58,7 @@ class JournalContract:
         second = journal_of()
         second.add(self.made(2, version=1))
         second.save()
-        assert journal_of().progress.parts == {2: self.made(2, version=1)}
+        assert journal_of().progress.made == {2: self.made(2, version=1)}
 
     def test_progress_is_of_runs_before(self, journal_of: JournalOf) -> None:
         """What this run enters is not in its own `progress`."""
@@ -71,7 +72,7 @@ class JournalContract:
         with ThreadPoolExecutor(5) as pool:
             list(pool.map(journal.add, [self.made(index) for index in range(10)]))
         journal.save()
-        assert journal_of().progress.parts == {index: self.made(index) for index in range(10)}
+        assert journal_of().progress.made == {index: self.made(index) for index in range(10)}
 
     def test_save_may_be_called_at_any_time(self, journal_of: JournalOf) -> None:
         """Twice, or with nothing to save."""
@@ -80,4 +81,4 @@ class JournalContract:
         journal.add(self.made(1))
         journal.save()
         journal.save()
-        assert journal_of().progress.parts == {1: self.made(1)}
+        assert journal_of().progress.made == {1: self.made(1)}

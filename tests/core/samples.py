@@ -13,7 +13,8 @@ from math import prod
 from typing import Any
 
 from tensorport_hub.core.detect import Checkpoint
-from tensorport_hub.core.plan import Options, Plan, WeightFile, lay_out
+from tensorport_hub.core.layout import lay_out
+from tensorport_hub.core.plan import Options, Plan, WeightFile
 from tensorport_hub.core.recipe import Recipe, recipes
 from tensorport_hub.core.tensor import DTYPES, TensorSpec
 

@@ -161,7 +161,7 @@ def test_it_says_what_is_in_it():
     assert "| U8 → F16 | mxfp4 decoded, rounded once | 1 | 384 | 896 B |" in rows
     assert "| I64 | as stored | 1 | 0 | 160 B |" in rows
     assert "| **all** | | 3 | 391 | 1.20 kB |" in rows
-    assert plan.parts[0].path in text
+    assert plan.outputs[0].path in text
     assert "jnp.load" in text
     assert "manifest.json" in text
     assert text.isprintable() or set(text) - {"\n"} == {c for c in text if c.isprintable()}
@@ -175,7 +175,7 @@ def test_the_snippets_are_python():
         compile(code, "card", "exec")
     assert "load_params(" in ours
     assert 'open_checkpoint("OWNER/NAME")["x"][:8]' in ours
-    assert f'"{example().parts[0].path}"' in plain
+    assert f'"{example().outputs[0].path}"' in plain
 
 
 @pytest.mark.parametrize("name", ['"]; import os; x["', "```", "a\nb", "ünï", "\\"], ids=ascii)
@@ -190,7 +190,7 @@ def test_only_plain_names_get_into_code(name):
 
 def test_without_parts_there_is_nothing_to_load():
     """An empty mirror has a card all the same."""
-    plan = replace(example(), parts=(), recipes=())
+    plan = replace(example(), outputs=(), recipes=())
     text = made(plan)
     assert "Load it" not in text
     assert front(text)["base_model_relation"] == "quantized"
@@ -274,6 +274,8 @@ def test_the_command_says_every_option_again():
         include=("a*", "it's"),
         exclude=("$HOME", "-x"),
         verify_source="whole",
+        formats=("msgpack", "safetensors"),
+        experts="stacked",
     )
     words = shlex.split(card.reproduce(replace(example(), options=options)) or "")
     assert words[:2] == ["tensorport-hub", "mirror"]
@@ -285,6 +287,7 @@ def test_the_command_says_every_option_again():
     context = group.commands["mirror"].make_context("mirror", words[2:])
     given_ = context.params
     assert [v for v in given_.values() if v == f"org/model@{COMMIT}"]
+    given_["formats"] = given_["format"]
     for key, value in vars(options).items():
         assert str(given_[key]) == str(value)
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tensorport_hub.core import journal
-from tensorport_hub.core.journal import Entry, MadePart, Progress, ReadFile, remaining
+from tensorport_hub.core.journal import Entry, MadeFile, Progress, ReadFile, remaining
 from tensorport_hub.core.plan import Plan
 from tensorport_hub.errors import DestinationError
 from tests.engine.models import experts, plain, plan_of, stored, write_in_order
@@ -18,9 +18,10 @@ KEY = "f" * 64
 
 SHAS = st.text("0123456789abcdef", min_size=64, max_size=64)
 COUNTS = st.integers(0, 1 << 40)
+LOST = st.lists(st.tuples(COUNTS, COUNTS), max_size=3).map(tuple)
 ENTRIES = st.lists(
     st.one_of(
-        st.builds(MadePart, st.integers(0, 99), COUNTS, SHAS, COUNTS, COUNTS),
+        st.builds(MadeFile, st.integers(0, 99), COUNTS, SHAS, LOST),
         st.builds(ReadFile, st.text(st.characters(exclude_categories=("Cs",))), SHAS),
     )
 )
@@ -34,7 +35,7 @@ class TestLines:
         """What was written is read, whatever a file's name holds."""
         data = journal.heading(KEY) + journal.lines(entries)
         assert journal.key_of(data, name="j") == KEY
-        assert journal.entries(data, parts=range(100), name="j") == entries
+        assert journal.entries(data, outputs=range(100), name="j") == entries
 
     @given(ENTRIES, st.data())
     def test_a_torn_end_is_dropped(self, entries: list[Entry], data: st.DataObject) -> None:
@@ -43,7 +44,7 @@ class TestLines:
         cut = text[: data.draw(st.integers(0, len(text)))]
         complete = cut.count(b"\n")
         assert journal.key_of(cut, name="j") == (KEY if complete else None)
-        assert journal.entries(cut, parts=range(100), name="j") == entries[: max(complete - 1, 0)]
+        assert journal.entries(cut, outputs=range(100), name="j") == entries[: max(complete - 1, 0)]
 
     @given(st.binary(max_size=300))
     def test_any_bytes_are_entries_or_an_error(self, garbage: bytes) -> None:
@@ -51,7 +52,7 @@ class TestLines:
         for data in (garbage, journal.heading(KEY) + garbage):
             try:
                 if journal.key_of(data, name="the journal") is not None:
-                    journal.entries(data, parts=range(3), name="the journal")
+                    journal.entries(data, outputs=range(3), name="the journal")
             except DestinationError as error:
                 assert "the journal" in error.message  # noqa: PT017 (any other error must fail)
 
@@ -61,10 +62,10 @@ class TestLines:
             b"{}",
             b"[1]",
             b"nonsense",
-            b'{"part": 3, "size": 1, "sha256": "%s"}' % SHA.encode(),
-            b'{"part": 0, "size": 1, "sha256": "abc"}',
-            b'{"part": 0, "size": 1, "sha256": "%s", "lost": [1]}' % SHA.encode(),
-            b'{"part": 0, "size": 1, "sha256": "%s", "lost": [-1, 0]}' % SHA.encode(),
+            b'{"made": 3, "size": 1, "sha256": "%s"}' % SHA.encode(),
+            b'{"made": 0, "size": 1, "sha256": "abc"}',
+            b'{"made": 0, "size": 1, "sha256": "%s", "lost": [1]}' % SHA.encode(),
+            b'{"made": 0, "size": 1, "sha256": "%s", "lost": [[-1, 0]]}' % SHA.encode(),
             b'{"file": 7, "sha256": "%s"}' % SHA.encode(),
             b"",
             b"[" * 100_000,
@@ -72,9 +73,9 @@ class TestLines:
     )
     def test_a_damaged_line_is_told(self, line: bytes) -> None:
         """A complete line that makes no sense, or a part that the plan lacks: error 5, with the line."""
-        good = journal.lines([MadePart(0, 1, SHA)])
+        good = journal.lines([MadeFile(0, 1, SHA)])
         with pytest.raises(DestinationError, match="`j` is damaged in line 3") as caught:
-            journal.entries(journal.heading(KEY) + good + line + b"\n" + good, parts=range(3), name="j")
+            journal.entries(journal.heading(KEY) + good + line + b"\n" + good, outputs=range(3), name="j")
         assert "--restart" in caught.value.hint
 
     @pytest.mark.parametrize(
@@ -89,9 +90,9 @@ class TestLines:
         """A part that was made twice, a file that was read twice."""
         other = SHA[::-1]
         found = journal.gathered(
-            [MadePart(1, 5, SHA), ReadFile("a", SHA), MadePart(1, 5, other), ReadFile("a", other)]
+            [MadeFile(1, 5, SHA), ReadFile("a", SHA), MadeFile(1, 5, other), ReadFile("a", other)]
         )
-        assert found == Progress({1: MadePart(1, 5, other)}, {"a": other})
+        assert found == Progress({1: MadeFile(1, 5, other)}, {"a": other})
 
 
 def plan_with(verify: str = "auto") -> Plan:
@@ -107,12 +108,12 @@ def plan_with(verify: str = "auto") -> Plan:
     return plan_of(MemorySource(files), verify_source=verify)
 
 
-def done(plan: Plan, *names: str) -> dict[int, MadePart]:
+def done(plan: Plan, *names: str) -> dict[int, MadeFile]:
     """Entries of the parts of these tensors."""
     return {
-        part.index: MadePart(part.index, part.size, SHA)
-        for part in plan.parts
-        if plan.recipes[part.recipe].name in names
+        file.index: MadeFile(file.index, file.size, SHA)
+        for file in plan.outputs
+        if plan.recipes[file.pieces[0].recipe].name in names
     }
 
 
@@ -124,7 +125,7 @@ class TestRemaining:
         plan = plan_with(verify)
         read = {f"m-{number}.safetensors": SHA for number in files}
         found = remaining(plan, Progress(done(plan, *names.split()), read))
-        name = {part.index: plan.recipes[part.recipe].name for part in plan.parts}
+        name = {file.index: plan.recipes[file.pieces[0].recipe].name for file in plan.outputs}
         walks = "".join(file.path[2] for file in found.files)
         return (
             walks,

@@ -38,10 +38,10 @@ def example(**options) -> Plan:
 
 
 def entries(plan: Plan):
-    digests = [hashlib.sha256(part.path.encode()).hexdigest() for part in plan.parts]
+    digests = [hashlib.sha256(file.path.encode()).hexdigest() for file in plan.outputs]
     weights = [
-        manifest.weight_entry(part.path, part.size, digest)
-        for part, digest in zip(plan.parts, digests, strict=True)
+        manifest.weight_entry(file.path, file.size, digest)
+        for file, digest in zip(plan.outputs, digests, strict=True)
     ]
     small = [
         manifest.small_entry(p, c, hashlib.sha256(c).hexdigest())
@@ -159,7 +159,7 @@ def test_split_tensors_list_their_files_in_row_order():
     assert len(stored) > 1
     assert [s["rows"][0] for s in stored] == [0, *(s["rows"][1] for s in stored[:-1])]
     assert stored[-1]["rows"][1] == 9
-    by_path = {part.path: part for part in plan.parts}
+    by_path = {file.path: file for file in plan.outputs}
     assert all(by_path[s["file"]].size == s["size"] for s in stored)
 
 
@@ -167,7 +167,7 @@ def test_every_file_is_listed_as_git_and_the_hub_know_it():
     """Weights carry their pointer's id, small files their own; sorted, without the manifest itself."""
     plan = example()
     files = json.loads(built(plan))["files"]
-    assert [f["path"] for f in files] == sorted(["LICENSE", "README.md", *(p.path for p in plan.parts)])
+    assert [f["path"] for f in files] == sorted(["LICENSE", "README.md", *(p.path for p in plan.outputs)])
     for file in files:
         if file["path"] == "README.md":
             assert file["git_oid"] == blob_oid(b"#")
@@ -207,7 +207,7 @@ def test_equal_plans_give_equal_bytes():
     )
     weights, small = entries(plan)
     assert built(plan, small=small[::-1]) == data
-    assert len(weights) == len(plan.parts)
+    assert len(weights) == len(plan.outputs)
 
 
 def test_nothing_of_this_run_is_in_it():

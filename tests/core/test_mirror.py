@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from importlib.resources import files as package_files
 from typing import Any
 
+import jsonschema
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,10 +17,11 @@ from tensorport_hub.core import manifest, mirror
 from tensorport_hub.core.filenames import is_inside
 from tensorport_hub.core.plan import Plan, dumps
 from tensorport_hub.errors import VerificationError
-from tests.engine.models import experts, plain, plan_of, stored, write_in_order
+from tests.engine.models import Experts, Tensor, experts, plain, plan_of, stored, write_in_order
 from tests.fakes import MemorySource
 
 SHA = "0123456789abcdef" * 4
+SCHEMA = json.loads(package_files("tensorport_hub").joinpath("manifest.schema.json").read_text())
 
 
 def plan(**options: Any) -> Plan:
@@ -36,7 +38,7 @@ PLAN = plan()
 
 def made(of: Plan = PLAN) -> bytes:
     """Its manifest."""
-    weights = [manifest.weight_entry(part.path, part.size, f"{part.index:064x}") for part in of.parts]
+    weights = [manifest.weight_entry(file.path, file.size, f"{file.index:064x}") for file in of.outputs]
     small = [manifest.small_entry("config.json", b"{}\n", SHA)]
     digests = {file.path: SHA for file in of.files}
     return manifest.build(of, weights=weights, small=small, digests=digests, losses={}, original_config=None)
@@ -47,25 +49,18 @@ GOOD = json.loads(made())
 
 @pytest.mark.parametrize("options", [{}, {"precision": "bfloat16"}, {"include": ("w", "e*")}])
 def test_the_plan_comes_back(options: dict[str, Any]) -> None:
-    """Recipes, parts, options, commit and version are those of the plan that made the manifest."""
+    """Recipes, files, parts, options, commit and version are those of the plan that made the manifest."""
     wanted = plan(**options)
     found = mirror.read(made(wanted)).plan
-    assert {r.name: (r.decoder, r.dtype) for r in found.recipes} == {
-        r.name: (r.decoder, r.dtype) for r in wanted.recipes
-    }
-    assert {part.path: replace(part, recipe=0, index=0) for part in found.parts} == {
-        part.path: replace(part, recipe=0, index=0) for part in wanted.parts
-    }
-    assert [part.index for part in found.parts] == list(range(len(wanted.parts)))
-    for key in ("repo", "commit", "options", "version", "skipped"):
+    for key in ("recipes", "outputs", "parts", "repo", "commit", "options", "version", "skipped"):
         assert getattr(found, key) == getattr(wanted, key), key
 
 
 def test_files_come_back() -> None:
     """Every listed file, and the digest of each part's."""
     found = mirror.read(made())
-    assert found.files.keys() == {*(part.path for part in PLAN.parts), "config.json"}
-    assert [entry.path for entry in found.weights] == [part.path for part in found.plan.parts]
+    assert found.files.keys() == {*(file.path for file in PLAN.outputs), "config.json"}
+    assert [entry.path for entry in found.weights] == [file.path for file in found.plan.outputs]
     assert found.digests == {file.path: file.sha256 for file in PLAN.files}
 
 
@@ -179,7 +174,62 @@ def _nodes(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
             yield from _nodes(inner, (*path, index))
 
 
-NODES = [path for path in _nodes(GOOD) if path]
+def moe(*formats: str) -> Plan:
+    """gpt-oss' experts with gate and up apart, dense ones turned round, and experts that are stacked."""
+    stem = "model.layers.{}.mlp.experts"
+    tensors: list[Tensor | Experts] = [
+        experts(f"{stem.format(0)}.gate_up_proj", (2, 8, 1)),
+        experts(f"{stem.format(0)}.down_proj", (2, 8, 1)),
+        plain(f"{stem.format(1)}.gate_up_proj", "BF16", (2, 6, 4)),
+        plain(f"{stem.format(1)}.gate_up_proj_bias", "BF16", (2, 4)),
+        *(plain(f"m.experts.{n}.w.weight", "F32", (40, 4)) for n in range(3)),
+        *(experts(f"n.experts.{n}.w", (3, 1)) for n in range(3)),
+    ]
+    config = b'{"model_type": "gpt_oss", "hidden_size": 6, "intermediate_size": 2}'
+    files = {"a.safetensors": write_in_order(stored(tensors)), "config.json": config}
+    return plan_of(MemorySource(files), experts="stacked", formats=formats, shard_size=1600)
+
+
+def packed(*formats: str) -> Plan:
+    """The same without stacking, cut tensors too."""
+    tensors = [
+        experts("model.layers.0.mlp.experts.gate_up_proj", (4, 8, 1)),
+        plain("big", "F32", (30, 20)),
+        plain("none", "F32", (0, 3)),
+        plain("one", "BF16", ()),
+    ]
+    files = {"a.safetensors": write_in_order(stored(tensors))}
+    return plan_of(MemorySource(files), formats=formats, shard_size=1600)
+
+
+ALL = ("numpy-direct", "msgpack", "jax-pickle", "safetensors")
+PLANS: dict[str, Plan] = {
+    "numpy-direct": PLAN,
+    "stacked": moe("numpy-direct"),
+    "stacked in containers": moe("numpy-direct", "msgpack", "jax-pickle"),
+    "msgpack": packed("msgpack"),
+    "safetensors": packed("safetensors"),
+    "all": packed(*ALL),
+}
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_any_plan_comes_back(name: str) -> None:
+    """Recipes, files, pieces, parts: of every format, of stacked experts, of chosen rows."""
+    wanted = PLANS[name]
+    found = mirror.read(made(wanted)).plan
+    for key in ("recipes", "outputs", "parts", "repo", "commit", "options", "version"):
+        assert getattr(found, key) == getattr(wanted, key), key
+    assert Plan.from_json(json.loads(json.dumps(wanted.to_json()))) == wanted
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_any_manifest_keeps_to_the_schema(name: str) -> None:
+    """Whatever the format and the experts."""
+    jsonschema.validate(json.loads(made(PLANS[name])), SCHEMA)
+
+
+CASES = {name: (text, [*_nodes(text)][1:]) for name in PLANS for text in [json.loads(made(PLANS[name]))]}
 JSON = st.recursive(
     st.one_of(
         st.none(),
@@ -187,7 +237,9 @@ JSON = st.recursive(
         st.integers(),
         st.floats(allow_nan=False),
         st.text(max_size=20),
-        st.sampled_from(["F32", "plain", "gptq", "bnb4", "packed_int", "hqq", "../x", "w", SHA]),
+        st.sampled_from(
+            ["F32", "plain", "gptq", "bnb4", "packed_int", "hqq", "../x", "w", SHA, "msgpack", "stacked"]
+        ),
     ),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=6,
@@ -195,11 +247,13 @@ JSON = st.recursive(
 
 
 @settings(max_examples=600, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from(NODES), st.one_of(st.just(...), JSON)), min_size=1, max_size=3))
-def test_any_change_is_a_mirror_or_an_error(changes: list[tuple[tuple[Any, ...], Any]]) -> None:
+@given(name=st.sampled_from(sorted(PLANS)), data=st.data())
+def test_any_change_is_a_mirror_or_an_error(name: str, data: st.DataObject) -> None:
     """Values replaced or removed anywhere: a consistent mirror, or a `VerificationError`; nothing else."""
-    value = copy.deepcopy(GOOD)
-    for path, new in changes:
+    text, nodes = CASES[name]
+    value = copy.deepcopy(text)
+    change = st.tuples(st.sampled_from(nodes), st.one_of(st.just(...), JSON))
+    for path, new in data.draw(st.lists(change, min_size=1, max_size=3)):
         at: Any = value
         try:
             for step in path[:-1]:
@@ -219,7 +273,10 @@ def test_any_change_is_a_mirror_or_an_error(changes: list[tuple[tuple[Any, ...],
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.sampled_from(sorted(mirror.SCHEMES)), st.dictionaries(st.text(max_size=10), JSON, max_size=4))
+@given(
+    st.sampled_from(["stacked", *sorted(mirror.SCHEMES)]),
+    st.dictionaries(st.text(max_size=10), JSON, max_size=4),
+)
 def test_any_decoder_is_bound_or_refused(scheme: str, params: dict[str, Any]) -> None:
     """Whatever parameters a manifest gives a layout: a decoder, or a `VerificationError`."""
     value = copy.deepcopy(GOOD)
@@ -228,3 +285,20 @@ def test_any_decoder_is_bound_or_refused(scheme: str, params: dict[str, Any]) ->
         mirror.read(json.dumps(value).encode())
     except VerificationError:
         return
+
+
+def test_absurd_shapes_end_at_once() -> None:
+    """A shape of 200,000 axes is refused before anything is multiplied."""
+    text = json.loads(json.dumps(GOOD))
+    text["tensors"]["w"]["from"][0]["shape"] = [1 << 62] * 200_000
+    with pytest.raises(VerificationError, match="at most 64 axes"):
+        mirror.read(json.dumps(text).encode())
+
+
+@pytest.mark.parametrize("key", ["precision", "quantized", "on_overflow", "verify_source"])
+def test_options_that_there_are_not(key: str) -> None:
+    """A word that is no option of ours is no manifest of ours."""
+    text = json.loads(json.dumps(GOOD))
+    text["options"][key] = "evil"
+    with pytest.raises(VerificationError, match=f"options.{key}"):
+        mirror.read(json.dumps(text).encode())

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from math import prod
 
 import numpy as np
@@ -17,7 +18,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tensorport_hub.core import npy
-from tensorport_hub.core.plan import SHARD_FILES, Options, Part, Plan, WeightFile, dumps, lay_out
+from tensorport_hub.core.layout import SHARD_FILES, OutFile, cut_parts, lay_out
+from tensorport_hub.core.plan import Options, Plan, WeightFile, dumps
 from tensorport_hub.core.tensor import DTYPES
 from tensorport_hub.errors import LimitError
 from tests.core.samples import COMMIT, Stored, made_from, plan_of, specs
@@ -48,14 +50,18 @@ def stored(tensors) -> list[Stored]:
     return made
 
 
-def file_size(part: Part, dtype) -> int:
+def file_size(shape: tuple[int, ...], dtype) -> int:
     """The size of the file that numpy itself would find: our header parsed by it, plus the data."""
-    header = npy.header(dtype, part.shape)
-    file = io.BytesIO(header)
+    file = io.BytesIO(npy.header(dtype, shape))
     np.lib.format.read_magic(file)
-    shape, _, kind = np.lib.format.read_array_header_1_0(file)
-    assert shape == part.shape
+    found, _, kind = np.lib.format.read_array_header_1_0(file)
+    assert found == shape
     return file.tell() + prod(shape) * kind.itemsize
+
+
+def pieces_of(files: Iterable[OutFile]) -> list[tuple[str, int, tuple[int, int]]]:
+    """Path, size and rows of files that hold one piece each."""
+    return [(file.path, file.size, piece.rows) for file in files for piece in file.pieces]
 
 
 @settings(max_examples=200, deadline=None)
@@ -67,13 +73,15 @@ def test_parts_tile_tensors_and_fill_shards(tensors, shard_size):
     """Rows cover axis 0 in order, sizes are exact and fit, shards fill greedily, names are unique."""
     made = made_from(specs(stored(tensors)))
     try:
-        parts = lay_out(made, shard_size=shard_size)
+        files = lay_out(made, shard_size=shard_size)
     except LimitError:
         smallest_row = [128 + prod(r.stored_shape[1:]) * r.dtype.itemsize for r in made]
         assert max(smallest_row) > shard_size
         return
+    parts = cut_parts(made, files)
     assert [part.index for part in parts] == list(range(len(parts)))
     assert [part.recipe for part in parts] == sorted(part.recipe for part in parts)
+    assert [[target.file for target in part.targets] for part in parts] == [[f.index] for f in files]
     for number, recipe in enumerate(made):
         own = [part for part in parts if part.recipe == number]
         shape = recipe.stored_shape
@@ -85,27 +93,28 @@ def test_parts_tile_tensors_and_fill_shards(tensors, shard_size):
         for part in own:
             assert part.items == (part.rows[0] * row_items, part.rows[1] * row_items)
             assert part.items[0] % recipe.decoder.grain == part.items[1] % recipe.decoder.grain == 0
-            assert part.shape == ((part.rows[1] - part.rows[0], *shape[1:]) if shape else ())
-            assert part.size == file_size(part, recipe.dtype) <= shard_size
+            piece = (part.rows[1] - part.rows[0], *shape[1:]) if shape else ()
+            file = files[part.index]
+            assert file.pieces[0].rows == part.rows
+            assert file.size == file_size(piece, recipe.dtype) <= shard_size
         if len(own) > 1:
             counts = {part.rows[1] - part.rows[0] for part in own}
             assert max(counts) - min(counts) <= 1
             fewer = -(-rows // (len(own) - 1))
             assert 128 + fewer * row_items * recipe.dtype.itemsize > shard_size
-    shards: dict[int, list[Part]] = {}
-    for part in parts:
-        shards.setdefault(part.shard, []).append(part)
-        assert part.path.startswith(f"shard_{part.shard:03d}/")
+    shards: dict[int, list[OutFile]] = {}
+    for file in files:
+        shards.setdefault(file.shard, []).append(file)
+        assert file.path.startswith(f"shard_{file.shard:03d}/")
     assert list(shards) == list(range(len(shards)))
-    sizes = [sum(part.size for part in shard) for shard in shards.values()]
+    sizes = [sum(file.size for file in shard) for shard in shards.values()]
     assert all(size <= shard_size for size in sizes)
     assert all(sizes[i] + shards[i + 1][0].size > shard_size for i in range(len(sizes) - 1))
-    assert len({part.path.lower() for part in parts}) == len(parts)
+    assert len({file.path.lower() for file in files}) == len(files)
 
 
 def sizes_of(stored_tensors: list[Stored], shard_size: int) -> list[tuple[str, int, tuple[int, int]]]:
-    parts = lay_out(made_from(specs(stored_tensors)), shard_size=shard_size)
-    return [(part.path, part.size, part.rows) for part in parts]
+    return pieces_of(lay_out(made_from(specs(stored_tensors)), shard_size=shard_size))
 
 
 def test_a_tensor_as_large_as_a_shard_is_not_cut():
@@ -269,6 +278,8 @@ OTHER = {
     "include": ("a",),
     "exclude": ("b",),
     "verify_source": "whole",
+    "formats": ("msgpack",),
+    "experts": "stacked",
 }
 
 
@@ -283,7 +294,7 @@ def test_every_content_option_is_in_the_fingerprint(field):
 def test_everything_else_of_a_plan_is_in_the_fingerprint():
     """Source, version, files, tensors, parts and what was skipped each change it; equal plans share it."""
     plan = example_plan()
-    file, recipe, part = plan.files[0], plan.recipes[1], plan.parts[0]
+    file, recipe, out = plan.files[0], plan.recipes[1], plan.outputs[0]
     tensor = dataclasses.replace(recipe.decoder.inputs[0], start=81)
     others = [
         {"repo": None},
@@ -303,8 +314,8 @@ def test_everything_else_of_a_plan_is_in_the_fingerprint():
                 *plan.recipes[2:],
             )
         },
-        {"parts": (dataclasses.replace(part, path="shard_000/y.npy"), *plan.parts[1:])},
-        {"parts": plan.parts[:-1]},
+        {"outputs": (dataclasses.replace(out, path="shard_000/y.npy"), *plan.outputs[1:])},
+        {"outputs": plan.outputs[:-1]},
     ]
     prints = [dataclasses.replace(plan, **other).fingerprint for other in others]
     assert len({plan.fingerprint, *prints}) == len(others) + 1
@@ -314,10 +325,10 @@ def test_everything_else_of_a_plan_is_in_the_fingerprint():
 def test_totals():
     """Bytes are those of all files, parameters those of the weights, shards those that hold parts."""
     plan = example_plan()
-    assert plan.bytes_out == sum(part.size for part in plan.parts)
+    assert plan.bytes_out == sum(file.size for file in plan.outputs)
     assert plan.parameters == 2 * 3 * 64 + 7 + 1 + 270
-    assert plan.shards == len({part.shard for part in plan.parts})
-    assert dataclasses.replace(plan, parts=()).shards == 0
+    assert plan.shards == len({file.shard for file in plan.outputs})
+    assert dataclasses.replace(plan, outputs=()).shards == 0
 
 
 def test_nothing_of_this_run_is_in_a_plan():
@@ -326,7 +337,7 @@ def test_nothing_of_this_run_is_in_a_plan():
     assert os.getcwd() not in text
     assert os.uname().nodename not in text
     assert set(json.loads(text)) == {
-        *("version", "repo", "commit", "options", "files", "recipes", "parts"),
+        *("version", "repo", "commit", "options", "files", "recipes", "outputs"),
         *("skipped", "partial", "packed"),
     }
 

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tensorport_hub.core.plan import Plan, lay_out
+from tensorport_hub.core.layout import lay_out
+from tensorport_hub.core.plan import Plan
 from tensorport_hub.core.recipe import Recipe
 from tensorport_hub.core.schedule import Schedule
 from tensorport_hub.core.walk import Companion, Piece, Walk
@@ -49,8 +50,8 @@ def plans(draw) -> Plan:
 def without(plan: Plan, kept: list[Recipe], shard_size: int | None = None) -> Plan:
     """The plan of `kept` recipes only; files that lose tensors are partial."""
     lost = [t.file for r in plan.recipes if r not in kept for t in r.decoder.inputs if t.nbytes]
-    parts = lay_out(kept, shard_size=shard_size or plan.options.shard_size)
-    return replace(plan, recipes=tuple(kept), parts=parts, partial=tuple(sorted(set(lost))))
+    outputs = lay_out(kept, shard_size=shard_size or plan.options.shard_size)
+    return replace(plan, recipes=tuple(kept), outputs=outputs, partial=tuple(sorted(set(lost))))
 
 
 def items(plan: Plan, piece: Piece) -> tuple[int, int]:
@@ -103,7 +104,7 @@ def check_pieces(plan: Plan, walk: Walk) -> None:
     mine = [p for p in plan.parts if plan.recipes[p.recipe].decoder.inputs[0].file == walk.file.path]
     filled = [p for p in mine if p.items[0] < p.items[1]]
     assert at == {part.index: part.items[1] for part in filled}
-    assert sorted(p.index for p in walk.empty) == [p.index for p in mine if p.items[0] == p.items[1]]
+    assert [p.index for p in walk.unfed] == [p.index for p in mine if p.items[0] == p.items[1]]
 
 
 def needed(plan: Plan, part) -> list[tuple[str, int, int]]:

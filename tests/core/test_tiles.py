@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tensorport_hub.core.decode.decoder import Decoder
 from tensorport_hub.core.decode.hqq import Hqq
-from tensorport_hub.core.plan import Part
+from tensorport_hub.core.layout import Part, Target
 from tensorport_hub.core.tiles import Tile, cut_tiles, demand, fresh, group
 from tests.core.samples import Stored, plan_of, specs
 
@@ -83,8 +83,7 @@ def test_an_input_that_stays_is_not_fresh():
 def parts_of(decoder: Decoder, cuts: list[int]) -> list[Part]:
     width = decoder.shape[-1]
     return [
-        Part(i, 0, 0, f"{i}.npy", 0, (a, b), (a * width, b * width), (b - a, width))
-        for i, (a, b) in enumerate(pairwise(cuts))
+        Part(i, 0, (a, b), (a * width, b * width), (Target(i, 0),)) for i, (a, b) in enumerate(pairwise(cuts))
     ]
 
 
@@ -120,5 +119,5 @@ def test_what_a_plan_demands():
     held = 8 * 40 * 4 + 4 * 5 * 4 + 4 * 40 * 2 + 64 * 4
     assert (found.beside, found.most, found.tensor) == (8, held, "w.weight")
     assert found.least == 8 * 4 + 4 * 4 + 4 * 2 + 64 * 4
-    nothing = demand(replace(plan, parts=()))
+    nothing = demand(replace(plan, outputs=()))
     assert (nothing.beside, nothing.most, nothing.least, nothing.tensor) == (0, 0, 0, "")

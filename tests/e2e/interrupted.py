@@ -22,14 +22,15 @@ EVERY = 300_000
 FILES, TENSORS = 4, 6
 
 
-def model() -> dict[str, bytes]:
-    """Four files of six tensors of 100 kB, an index, a configuration and a card."""
+def model(count: int = FILES, tensors_of_each: int = TENSORS) -> dict[str, bytes]:
+    """Four files of six tensors of 100 kB, or as many as told, an index, a configuration and a card."""
     rng = np.random.default_rng(0)
     files, weight_map = {}, {}
-    for number in range(FILES):
-        name = f"model-{number + 1:05d}-of-{FILES:05d}.safetensors"
+    for number in range(count):
+        name = f"model-{number + 1:05d}-of-{count:05d}.safetensors"
         tensors = {
-            f"layers.{number}.w{i}": rng.standard_normal((250, 100), np.float32) for i in range(TENSORS)
+            f"layers.{number}.w{i}": rng.standard_normal((250, 100), np.float32)
+            for i in range(tensors_of_each)
         }
         files[name] = save(tensors)
         weight_map |= dict.fromkeys(tensors, name)

@@ -129,7 +129,7 @@ def killed(
     wait_for(lambda: bool(hub.faults.fired), run)
     journal = out.parent / f".{out.name}.tensorport" / "journal.jsonl"
     parts = TENSORS * max(reads - FILES - 2, 0)  # of files that came whole before
-    wait_for(lambda: journal.exists() and journal.read_bytes().count(b'"part"') >= parts, run)
+    wait_for(lambda: journal.exists() and journal.read_bytes().count(b'"made"') >= parts, run)
     run.kill()
     run.wait()
     hub.faults.clear()
@@ -160,7 +160,7 @@ def test_a_torn_journal_is_continued(
     out = tmp_path / "out"
     killed(seeded, start, out, reads=FILES + 3)
     with (tmp_path / ".out.tensorport" / "journal.jsonl").open("ab") as file:
-        file.write(b'{"part":7,"si')
+        file.write(b'{"made":7,"si')
     again = start("mirror", SOURCE, str(out), "--json")
     shown, said = again.communicate(timeout=60)
     assert again.returncode == 0, said

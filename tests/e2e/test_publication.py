@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import HfApi
+from huggingface_hub import CommitOperationAdd, HfApi
 
-from tensorport_hub import mirror
+from tensorport_hub import convert, mirror
+from tensorport_hub.core.digest import pointer_oid
 from tensorport_hub.devhub import DevHub, Fault
 from tensorport_hub.edge import retry
 from tensorport_hub.edge.hub_journal import HubJournal
 from tensorport_hub.edge.hub_pulls import PullRequests
 from tensorport_hub.engine import part
-from tensorport_hub.errors import DestinationError
+from tensorport_hub.errors import DestinationError, SourceError
 from tensorport_hub.ports import Event, Planned, Saved
 from tests.e2e.interrupted import EVERY, MODEL, SOURCE, TARGET, interrupted, pulls, read_bytes, run
 from tests.e2e.reading import contents
@@ -126,6 +128,47 @@ class TestFound:
         assert pulls(client)[61] == "merged"
 
 
+class TestAnew:
+    """`--restart` makes everything itself, also when it is interrupted and continued."""
+
+    def test_on_the_hub(self, seeded: DevHub, undisturbed: dict[str, bytes]) -> None:
+        """The same command without `--restart` goes on, and believes nothing of what stands."""
+        run()
+        path = next(path for path in undisturbed if path.endswith("w0.npy"))
+        forge(seeded, path)
+        assert not run().changed
+        seeded.faults.add(Fault("status", "GET", "cdn", status=404, after=6, times=None))
+        with pytest.raises(SourceError):
+            run(restart=True, workers=1)
+        seeded.faults.clear()
+        result = run()
+        assert (result.stats.parts_kept, result.stats.parts_resumed > 0) == (0, True)
+        assert contents(seeded, TARGET) == undisturbed
+
+    def test_in_a_folder(self, hub: DevHub, folder: str, tmp_path: Path, monkeypatch: Any) -> None:
+        """The same of a folder."""
+        hub.add_repo(SOURCE, MODEL)
+        out = str(tmp_path / "out")
+        convert(SOURCE, out)
+        hub.faults.add(Fault("status", "GET", "cdn", "*", status=404, after=6, times=None))
+        with pytest.raises(SourceError):
+            convert(SOURCE, out, restart=True, workers=1)
+        hub.faults.clear()
+        assert convert(SOURCE, out).stats.parts_kept == 0
+
+
+def forge(hub: DevHub, path: str) -> None:
+    """Other bytes in a file, with a manifest that agrees."""
+    data = hub.read(TARGET, path)[:-4] + b"evil"
+    text = hub.read(TARGET, "manifest.json").decode()
+    size, sha256, _ = hub.files(TARGET)[path]
+    oids = [(sha256, hashlib.sha256(data).hexdigest())]
+    oids.append((pointer_oid(str(sha256), size), pointer_oid(oids[0][1], size)))
+    for old, new in oids:
+        text = text.replace(str(old), new)
+    hub.add_repo(TARGET, {path: data, "manifest.json": text.encode()}, message="forged")
+
+
 class TestElsewhere:
     """Pull requests and branches."""
 
@@ -183,6 +226,24 @@ class TestOthersFiles:
         assert "eval/RESULTS.md" in seeded.files(TARGET)
         mirror(SOURCE, TARGET, transfer="lfs", restart=True)
         assert "eval/RESULTS.md" not in seeded.files(TARGET)
+
+    def test_a_gitignore(self, seeded: DevHub, undisturbed: dict[str, bytes], client: HfApi) -> None:
+        """What it names is published all the same: the client would leave it out without a word."""
+        client.create_repo(TARGET)
+
+        def meanwhile(event: Event) -> None:
+            if isinstance(event, Saved) and ".gitignore" not in seeded.files(TARGET, "refs/pr/1"):
+                client.create_commit(
+                    TARGET,
+                    [CommitOperationAdd(".gitignore", b"*.json\n*.jsonl\n")],
+                    commit_message="ignore",
+                    revision="refs/pr/1",
+                )
+
+        with pytest.raises(DestinationError):
+            mirror(SOURCE, TARGET, transfer="lfs", checkpoint_every=EVERY, on_event=meanwhile)
+        run()
+        assert contents(seeded, TARGET) == undisturbed
 
     def test_a_newer_mirror_that_came_meanwhile(self, seeded: DevHub, client: HfApi) -> None:
         """Another run publishes between plan and run: it is not overwritten by what was planned before."""

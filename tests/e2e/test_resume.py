@@ -17,7 +17,7 @@ from tensorport_hub import mirror
 from tensorport_hub.devhub import DevHub, Fault
 from tensorport_hub.edge import retry
 from tensorport_hub.engine import part
-from tensorport_hub.errors import DestinationError, TensorportError
+from tensorport_hub.errors import DestinationError, TensorportError, VerificationError
 from tensorport_hub.ports import Event, Resumed, Saved
 from tests.e2e.interrupted import (
     EVERY,
@@ -157,6 +157,18 @@ class TestContinued:
         with pytest.raises(DestinationError):
             run(events=events, checkpoint_every="2MB")
         assert sum(event.parts for event in events if isinstance(event, Saved)) >= 7
+
+    def test_a_byte_that_came_damaged(
+        self, seeded: DevHub, client: HfApi, undisturbed: dict[str, bytes]
+    ) -> None:
+        """The digest of a whole file tells: what was made of that file is made again, the rest is kept."""
+        seeded.faults.add(Fault("wrong_bytes", "GET", "cdn", times=1, after=7, at=50_000))
+        with pytest.raises(VerificationError):
+            run(workers=1)
+        assert pulls(client) == {1: "draft"}
+        result = run(workers=1)
+        assert 0 < result.stats.parts_resumed <= (FILES - 1) * TENSORS
+        assert contents(seeded, TARGET) == undisturbed
 
     def test_losses_survive(self, seeded: DevHub, client: HfApi) -> None:
         """Rounding costs of parts that an earlier run made are in manifest and card."""

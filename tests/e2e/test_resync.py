@@ -182,6 +182,18 @@ class TestHub:
         with pytest.raises(LossError, match="become 0"):
             run(precision="float16", on_underflow="error")
 
+    def test_losses_of_a_tensor_that_is_split(self, hub: DevHub) -> None:
+        """What each part of it lost is not stated: it is made again, so that the sum is right."""
+        values = np.full((400, 100), 1e-30, np.float32)
+        values[:100] = 1
+        hub.add_repo(SOURCE, {"model.safetensors": save({"w": values, "x": values[:150]})})
+        run(precision="float16", shard_size="40KB")
+        path = next(path for path in hub.files(TARGET) if "w.part-00000" in path)
+        hub.add_repo(TARGET, {path: b"damaged"})
+        hub.add_repo(SOURCE, {"config.json": b"{}\n\n"})
+        assert run(precision="float16", shard_size="40KB").stats.parts_kept == 1
+        assert_as_fresh(hub, precision="float16", shard_size="40KB")
+
     def test_many_files_that_move(self, hub: DevHub, client: HfApi) -> None:
         """More new names than a commit holds go by several, on the pull request; no byte of them is sent."""
         tensors = {f"w{i:04d}": np.full((4,), i, np.float32) for i in range(1_600)}
@@ -199,6 +211,37 @@ class TestHub:
         assert sent(hub) < 200_000
         assert pulls(client) == {1: "merged", 2: "merged"}
         assert_as_fresh(hub, shard_size="64KB")
+
+    def test_files_of_several_tensors(self, hub: DevHub) -> None:
+        """A file stays whose tensors all come from source files that stayed; the others are made again."""
+        options: dict[str, Any] = {"format": ["msgpack", "safetensors"], "shard_size": 450_000}
+        hub.add_repo(SOURCE, MODEL)
+        files = run(**options).stats.parts
+        hub.add_repo(SOURCE, {FIRST: edited(w3=np.ones((250, 100), np.float32))})
+        result = run(**options)
+        assert (files, result.stats.parts_kept) == (12, 8)
+        assert_as_fresh(hub, **options)
+
+    def test_another_format_joins(self, mirrored: DevHub) -> None:
+        """What is there is only listed under its new name; the source is read once more for the new one."""
+        result = run(format=["numpy-direct", "msgpack"])
+        assert result.stats.parts_kept == 24
+        assert all(f.startswith(("numpy-direct/", "msgpack/")) for f in _weights(result.manifest))
+        assert_as_fresh(mirrored, format=["numpy-direct", "msgpack"])
+        again = run()
+        assert (again.stats.parts_kept, again.stats.bytes_read) == (24, 0)
+        assert_as_fresh(mirrored)
+
+    def test_losses_of_kept_files_of_several_tensors(self, hub: DevHub) -> None:
+        """They are those of each tensor, counted once, whatever format they were taken from."""
+        tiny, ones = np.full((250, 100), 1e-30, np.float32), np.ones((250, 200), np.float32)
+        hub.add_repo(SOURCE, {"model.safetensors": save({"v": tiny[:9], "w": tiny, "x": ones})})
+        options: dict[str, Any] = {"precision": "float16", "format": ["numpy-direct", "msgpack"]}
+        run(**options)
+        hub.add_repo(SOURCE, {"config.json": b"{}\n\n"})
+        result = run(**options)
+        assert (result.stats.parts_kept, result.losses) == (4, {"v": (0, 900), "w": (0, 25_000)})
+        assert_as_fresh(hub, **options)
 
 
 class TestFolder:
@@ -241,6 +284,10 @@ def test_another_version_keeps_nothing(mirrored: DevHub, monkeypatch: pytest.Mon
     mirrored.add_repo(SOURCE, {"config.json": b"{}\n\n"})
     assert run().stats.parts_kept == 0
     assert_as_fresh(mirrored)
+
+
+def _weights(text: Any) -> set[str]:
+    return {stored["file"] for tensor in text["tensors"].values() for stored in tensor["stored"]}
 
 
 def _files(folder: Path) -> dict[str, bytes]:

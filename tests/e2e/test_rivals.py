@@ -135,10 +135,10 @@ class TestOthers:
     ) -> None:
         """Our key, a journal and the tampered part that it names, on `main` already: all is read anew."""
         run()
-        parts = plan(SOURCE, TARGET, checkpoint_every=EVERY).plan.parts
-        tampered = {part.path: b"x" * part.size for part in parts}
+        files = plan(SOURCE, TARGET, checkpoint_every=EVERY).plan.outputs
+        tampered = {file.path: b"x" * file.size for file in files}
         made = [
-            journal.MadePart(part.index, part.size, sha256(tampered[part.path]).hexdigest()) for part in parts
+            journal.MadeFile(file.index, file.size, sha256(tampered[file.path]).hexdigest()) for file in files
         ]
         lines = journal.heading(key()) + journal.lines(made)
         planted = {".tensorport/journal-00001.jsonl": lines, ".tensorport/run.json": b"{}"}

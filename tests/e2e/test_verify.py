@@ -256,7 +256,7 @@ class TestTampered:
         self.tampered(folder, change)
         (fault,) = verify(str(folder), deep=True).faults
         assert fault.what == name
-        assert "dtype and shape" in fault.message
+        assert "dtypes and shapes" in fault.message
 
 
 class TestCommand:

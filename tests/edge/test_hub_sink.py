@@ -91,13 +91,16 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def publish(sink: HubSink, files: Mapping[str, bytes]) -> str:
-    receipts = []
-    for path, content in files.items():
-        writer = sink.open(path, len(content))
-        writer.write(memoryview(content))
-        receipts.append(writer.finish())
-    sink.put("manifest.json", b'{"schema": "tensorport.manifest/1", "files": []}')
-    published = sink.commit(receipts)
+    try:
+        receipts = []
+        for path, content in files.items():
+            writer = sink.open(path, len(content))
+            writer.write(memoryview(content))
+            receipts.append(writer.finish())
+        sink.put("manifest.json", b'{"schema": "tensorport.manifest/1", "files": []}')
+        published = sink.commit(receipts)
+    finally:
+        sink.close()
     assert published.commit is not None
     return published.commit
 

@@ -6,8 +6,9 @@ import pytest
 
 from tensorport_hub.devhub import DevHub, Fault
 from tensorport_hub.edge.hub_client import HubClient
+from tensorport_hub.edge.hub_find import open_work
 from tensorport_hub.edge.hub_ref import HubRef
-from tensorport_hub.edge.hub_work import Request, Work, open_work
+from tensorport_hub.edge.hub_work import Request, Work
 
 
 @pytest.mark.parametrize("by", ["pull request", "branch"])
@@ -21,7 +22,10 @@ def test_a_run_that_was_taken_over_gives_nothing_up(hub: DevHub, by: str) -> Non
     def claimed() -> Work:
         target = HubRef.of(client, "me/mirror", "main", lambda event: None)
         work = open_work(
-            target, Request("0" * 64, "Mirror", "me", None, offer=False), restart=False, needed=True
+            target,
+            Request("0" * 64, "Mirror", "me", None, offer=False, anew=False),
+            restart=False,
+            needed=True,
         )
         assert work is not None
         work.claim()

@@ -10,15 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from tensorport_hub.core.journal import MadePart, ReadFile
+from tensorport_hub.core.journal import MadeFile, ReadFile
 from tensorport_hub.devhub import DevHub, Fault
-from tensorport_hub.edge import hub_journal, retry
+from tensorport_hub.edge import hub_journal, hub_work, pace, retry
 from tensorport_hub.edge.http import Http
 from tensorport_hub.edge.hub_client import HubClient
+from tensorport_hub.edge.hub_find import open_work
 from tensorport_hub.edge.hub_journal import HubJournal
 from tensorport_hub.edge.hub_lfs import LfsSession
 from tensorport_hub.edge.hub_ref import HubRef
-from tensorport_hub.edge.hub_work import Request, open_work
+from tensorport_hub.edge.hub_work import Request
 from tensorport_hub.edge.journal import JournalFile
 from tensorport_hub.errors import DestinationError
 from tensorport_hub.ports import Event, Saved
@@ -29,7 +30,7 @@ HUB_KEY = "ab" * 32
 
 
 def open_file(path: Path, *, key: str = KEY) -> JournalFile:
-    return JournalFile(path, key=key, parts=range(10))
+    return JournalFile(path, key=key, outputs=range(10))
 
 
 class TestJournalFile(JournalContract):
@@ -57,19 +58,19 @@ class TestJournalFile(JournalContract):
     def test_a_torn_end_is_cut_off(self, path: Path) -> None:
         """What a run that died left half-written goes, and new entries follow what is whole."""
         open_file(path).add(self.made(1))
-        for torn in (b'{"part":2,"size"', b"\0" * 100, b'{"file":'):
+        for torn in (b'{"made":2,"size"', b"\0" * 100, b'{"file":'):
             whole = path.read_bytes()
             path.write_bytes(whole + torn)
             journal = open_file(path)
             assert path.read_bytes() == whole
             journal.add(self.made(3))
-        assert open_file(path).progress.parts == {1: self.made(1), 3: self.made(3)}
+        assert open_file(path).progress.made == {1: self.made(1), 3: self.made(3)}
 
     def test_a_torn_first_line_is_none(self, path: Path) -> None:
         """A run that died while it began."""
         path.write_bytes(b'{"journal":"tensorp')
         open_file(path).add(self.made(1))
-        assert open_file(path).progress.parts == {1: self.made(1)}
+        assert open_file(path).progress.made == {1: self.made(1)}
 
     def test_another_plans_journal_is_refused(self, path: Path) -> None:
         """It stays as it is, and the message says what to do."""
@@ -101,7 +102,7 @@ class TestJournalFile(JournalContract):
         monkeypatch.undo()
         assert path.read_bytes() == before
         journal.add(self.made(3))
-        assert open_file(path).progress.parts == {1: self.made(1), 3: self.made(3)}
+        assert open_file(path).progress.made == {1: self.made(1), 3: self.made(3)}
 
     def test_slow_system_writes_are_continued(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Where the system takes fewer bytes than given, the rest follows."""
@@ -109,7 +110,7 @@ class TestJournalFile(JournalContract):
         monkeypatch.setattr(os, "pwrite", lambda handle, data, at: pwrite(handle, data[:7], at))
         open_file(path).add(self.made(1))
         monkeypatch.undo()
-        assert open_file(path).progress.parts == {1: self.made(1)}
+        assert open_file(path).progress.made == {1: self.made(1)}
 
 
 class TestHubJournal(JournalContract):
@@ -127,23 +128,23 @@ class TestHubJournal(JournalContract):
         self.store.close()
         http.close()
 
-    def made(self, index: int, *, version: int = 0, overflow: int = 0) -> MadePart:
+    def made(self, index: int, *, version: int = 0, overflow: int = 0) -> MadeFile:
         """A part whose content is in the Hub's storage."""
         data = bytes([index, version]) * (50 + index)
         writer = self.store.open(f"{index}.npy", len(data))
         writer.write(memoryview(data))
         receipt = writer.finish()
-        return MadePart(index, receipt.size, receipt.sha256, overflow, 2 * overflow)
+        return MadeFile(index, receipt.size, receipt.sha256, ((overflow, 2 * overflow),) if overflow else ())
 
     def open(self, *, every: int = 1 << 40) -> HubJournal:
         """The journal of the next run."""
         target = HubRef.of(self.client, "me/mirror", "main", self.events.append)
-        request = Request(HUB_KEY, "Mirror", "me", None, offer=False)
+        request = Request(HUB_KEY, "Mirror", "me", None, offer=False, anew=False)
         work = open_work(target, request, restart=False, needed=True)
         assert work is not None
         work.claim()
         paths = {index: f"{index}.npy" for index in range(10)}
-        return HubJournal(work, parts=paths, every=every, report=self.events.append)
+        return HubJournal(work, outputs=paths, every=every, report=self.events.append)
 
     @pytest.fixture
     def journal_of(self) -> JournalOf:
@@ -162,7 +163,7 @@ class TestHubJournal(JournalContract):
         assert sorted(p for p in self.hub.files("me/mirror", "refs/pr/1") if p.endswith(".npy")) == [
             f"{index}.npy" for index in range(5)
         ]
-        assert self.open().progress.parts == {index: self.made(index) for index in range(5)}
+        assert self.open().progress.made == {index: self.made(index) for index in range(5)}
 
     def test_a_checkpoint_by_files(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A commit holds so many files at most."""
@@ -185,10 +186,11 @@ class TestHubJournal(JournalContract):
 
     def test_commits_are_few_within_an_hour(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Past the hour's number a run gathers more, and makes up for it in larger commits."""
-        monkeypatch.setattr(hub_journal, "_COMMITS_AN_HOUR", 3)
         now = [1000.0]
-        monkeypatch.setattr(hub_journal, "monotonic", lambda: now[0])
+        monkeypatch.setattr(pace, "monotonic", lambda: now[0])
         journal = self.open(every=1)
+        already = self.client.pace.commits()
+        monkeypatch.setattr(hub_work, "CHECKPOINTS_AN_HOUR", already + 3)
         for index in range(6):
             journal.add(self.made(index))
         assert self.checkpoints() == [1, 1, 1]
@@ -216,7 +218,7 @@ class TestHubJournal(JournalContract):
             "Keep 1 finished files",
             "Continue",
         ]
-        assert self.open().progress.parts.keys() == {1, 2}
+        assert self.open().progress.made.keys() == {1, 2}
 
     def test_a_later_run_takes_over(self) -> None:
         """The earlier one's next checkpoint is refused, and its `save` is silent."""
@@ -226,7 +228,7 @@ class TestHubJournal(JournalContract):
         assert "taken over" in caught.value.hint
         first.save()
         second.add(self.made(2))
-        assert self.open().progress.parts.keys() == {2}
+        assert self.open().progress.made.keys() == {2}
 
     def test_a_failed_checkpoint_loses_nothing(self) -> None:
         """What could not be committed is committed by the next call."""
@@ -235,7 +237,7 @@ class TestHubJournal(JournalContract):
         with pytest.raises(DestinationError):
             journal.add(self.made(1))
         journal.save()
-        assert self.open().progress.parts == {1: self.made(1)}
+        assert self.open().progress.made == {1: self.made(1)}
 
     def test_a_hub_that_is_silent_does_not_hold_up_the_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """`save` gives up after some seconds."""

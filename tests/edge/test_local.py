@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tensorport_hub.core.digest import SourceFile
-from tensorport_hub.core.journal import MadePart
+from tensorport_hub.core.journal import MadeFile
 from tensorport_hub.edge import exchange, local_sink
 from tensorport_hub.edge.local import LocalSource, parse_folder
 from tensorport_hub.edge.local_sink import LocalSink
@@ -37,7 +37,7 @@ def write_files(root: Path, files: Mapping[str, bytes]) -> Path:
 
 def open_sink(target: Path, *, key: str = "k", restart: bool = False) -> LocalSink:
     """A sink for a plan of ten parts."""
-    return LocalSink(target, key=key, parts=range(10), standing={}, restart=restart)
+    return LocalSink(target, key=key, outputs=range(10), standing={}, restart=restart)
 
 
 def files_of(root: Path) -> dict[str, bytes]:
@@ -117,6 +117,19 @@ class TestSourceFolder:
         source.read_into("model.safetensors", 0, memoryview(buffer))
         assert source.files == [SourceFile("model.safetensors", 7)]
         assert buffer == b"weights"
+
+    def test_links_out_of_the_folder(self, tmp_path: Path) -> None:
+        """What is no weight is not read through them: it would be published as the model's own."""
+        write_files(tmp_path, {"other/secret": b"password", "disk/w": b"weights"})
+        root = tmp_path / "model"
+        root.mkdir()
+        (root / "LICENSE").symlink_to("../other/secret")
+        (root / "model.safetensors").symlink_to("../disk/w")
+        source = LocalSource(root)
+        source.read_into("model.safetensors", 0, memoryview(bytearray(7)))
+        with pytest.raises(SourceError, match="a link out of the folder") as caught:
+            source.read_into("LICENSE", 0, memoryview(bytearray(8)))
+        assert "copy the file" in caught.value.hint
 
     def test_linked_loop_ends(self, tmp_path: Path) -> None:
         """A link to a folder above is not walked."""
@@ -355,7 +368,7 @@ class TestSinkFolder:
         old.close()
         killed = open_sink(tmp_path / "out")
         killed.put("manifest.json", b'{"schema": "tensorport.manifest/1", "files": [ ]}')
-        killed.journal.add(MadePart(0, 3, "0" * 64))
+        killed.journal.add(MadeFile(0, 3, "0" * 64))
         true, renames = os.rename, []
 
         def rename(source: Path, target: Path) -> None:
@@ -375,7 +388,7 @@ class TestSinkFolder:
         killed.close()
         assert (tmp_path / ".out.tensorport").exists()
         sink = open_sink(tmp_path / "out", key="another")
-        assert not sink.journal.progress.parts
+        assert not sink.journal.progress.made
         sink.discard()
         sink.close()
         assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from tensorport_hub.core.decode.decoder import Decoder
 from tensorport_hub.core.decode.table import bind
-from tensorport_hub.core.plan import Options, Plan, WeightFile, lay_out
+from tensorport_hub.core.layout import lay_out
+from tensorport_hub.core.plan import Options, Plan, WeightFile
 from tensorport_hub.core.recipe import Recipe
 from tensorport_hub.core.tensor import TensorSpec
 from tests.core.decode import (

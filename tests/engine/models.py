@@ -19,8 +19,10 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import numpy as safetensors_numpy
 
+from tensorport_hub.core.experts import stack_experts
 from tensorport_hub.core.journal import Progress
-from tensorport_hub.core.plan import Options, Plan, lay_out
+from tensorport_hub.core.layout import lay_out
+from tensorport_hub.core.plan import Options, Plan
 from tensorport_hub.core.recipe import recipes
 from tensorport_hub.engine import Outcome, run
 from tensorport_hub.engine.budget import Allotment
@@ -175,8 +177,10 @@ def plan_of(source: Source, **options: Any) -> Plan:
         report=lambda event: None,
     )
     made = tuple(recipes(seen.checkpoint, precision=chosen.precision).made)
-    parts = lay_out(made, shard_size=chosen.shard_size)
-    return Plan(seen.repo, seen.revision, seen.files, made, parts, chosen, dict(seen.skipped), seen.partial)
+    if chosen.experts == "stacked":
+        made = stack_experts(made, seen.config)
+    files = lay_out(made, shard_size=chosen.shard_size, formats=chosen.formats)
+    return Plan(seen.repo, seen.revision, seen.files, made, files, chosen, dict(seen.skipped), seen.partial)
 
 
 def allotment(

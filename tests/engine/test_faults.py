@@ -41,7 +41,7 @@ LONG, SHORT, PAIR = plain("long", "F32", (9000,)), plain("short", "F16", (10,)),
 MADE: Made = [SHORT, LONG, PAIR]
 FILES = {"m-0.safetensors": write_in_order([SHORT, LONG]), "m-1.safetensors": write_in_order(stored([PAIR]))}
 PLAN = plan_of(MemorySource(FILES))
-SIZES = {part.path.rpartition("/")[2]: part.size for part in PLAN.parts}
+SIZES = {file.path.rpartition("/")[2]: file.size for file in PLAN.outputs}
 TOTAL = sum(map(len, FILES.values()))
 
 Where = Literal["open", "write", "finish", "truncate"]
@@ -122,9 +122,9 @@ class TestPassingFaults:
         flaky = FlakySink(sink, where, times=times, byte=150)
         outcome = run_plan(PLAN, source, flaky, allotment(block=1000), events.append)
         check_success(sink)
-        assert [receipt.path for receipt in outcome.receipts] == [part.path for part in PLAN.parts]
+        assert [receipt.path for receipt in outcome.receipts] == [file.path for file in PLAN.outputs]
         retried = sorted((e.path, e.attempt) for e in events if isinstance(e, PartRetried))
-        assert retried == sorted((p.path, n) for p in PLAN.parts for n in range(2, times + 2))
+        assert retried == sorted((p.path, n) for p in PLAN.outputs for n in range(2, times + 2))
         assert all(e.reason.endswith(f"failed at {where}") for e in events if isinstance(e, PartRetried))
         assert len([e for e in events if isinstance(e, PartDone)]) == len(PLAN.parts)
         assert sum(e.nbytes for e in events if isinstance(e, BytesRead)) == source.bytes_read
@@ -146,14 +146,14 @@ class TestPassingFaults:
         assert sink.counted("abort") == {f"shard_000/{name}": times}
 
     def test_replay_reads_its_own_ranges(self) -> None:
-        """A replay reads the part's primary once more, and nothing else: its companions are still there."""
+        """A replay reads the part's primary and its companions once more, and nothing else."""
         source, sink = MemorySource(FILES), MemorySink()
         given_ = allotment(block=1000)
         run_plan(PLAN, source, FlakySink(sink, "finish", path="*/pair.npy"), given_)
         walked = Schedule(
             PLAN, everything(PLAN), block=given_.block, keep=given_.keep, room=given_.room
         ).bytes_read()
-        assert source.bytes_read == walked + PAIR.blocks.nbytes
+        assert source.bytes_read == walked + PAIR.blocks.nbytes + PAIR.scales.nbytes
         assert max(read.stop - read.start for read in source.reads) <= 1000
 
     def test_digests_are_taken_once(self) -> None:
@@ -375,7 +375,7 @@ def test_any_faults_end_well(
     assert not sink.live
     if failure is None:
         check_success(sink)
-        assert [receipt.path for receipt in receipts] == [part.path for part in plan.parts]
+        assert [receipt.path for receipt in receipts] == [file.path for file in plan.outputs]
     else:
         assert re.search(r"broke off|failed at|expected \d+ bytes", failure.message)
         assert drops or times

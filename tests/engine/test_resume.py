@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tensorport_hub.core.journal import Entry, MadePart, Progress, ReadFile, gathered
+from tensorport_hub.core.journal import Entry, MadeFile, Progress, ReadFile, gathered
 from tensorport_hub.engine import Outcome
 from tensorport_hub.errors import DestinationError, VerificationError
 from tensorport_hub.ports import BytesRead, Event, PartDone, Receipt, Resumed, Sink, Source, Writer
@@ -122,7 +122,7 @@ class FusedJournal(MemoryJournal):
 
 def kept(entries: list[Entry]) -> set[int]:
     """The parts that a journal knows."""
-    return {entry.index for entry in entries if isinstance(entry, MadePart)}
+    return {entry.index for entry in entries if isinstance(entry, MadeFile)}
 
 
 def go(plan: Any, source: Source, sink: Sink, journal: MemoryJournal, **limits: Any) -> Outcome:
@@ -154,7 +154,7 @@ def test_killed_at_every_call(verify: str) -> None:
             opened = sink.counted("open")
             second, again = first.next(), MemorySource(FILES)
             outcome = go(plan, again, sink, second, lanes=1, workers=1)
-            once = {plan.parts[index].path for index in kept(first.entries)}
+            once = {plan.outputs[index].path for index in kept(first.entries)}
             assert {path: sink.counted("open")[path] - opened[path] for path in once} == dict.fromkeys(
                 once, 0
             )
@@ -223,7 +223,7 @@ def test_a_finished_run_reads_nothing() -> None:
 def test_what_the_sink_lost_is_made_again() -> None:
     """The journal is a hint: a part that is gone or damaged in the sink is made again, alone."""
     plan, sink, journal = finished("no")
-    gone, damaged = plan.parts[1].path, plan.parts[4].path
+    gone, damaged = plan.outputs[1].path, plan.outputs[4].path
     del sink.held[gone]
     sink.held[damaged] = sink.held[damaged][:-1] + b"\0"
     before = len(sink.events)
@@ -235,25 +235,25 @@ def test_what_the_sink_lost_is_made_again() -> None:
 def test_a_part_of_another_size_is_not_believed() -> None:
     """An entry whose size is not the plan's counts for nothing."""
     plan, sink, journal = finished("no")
-    entries = dict(journal.next().progress.parts)
-    entries[0] = MadePart(0, entries[0].size - 1, entries[0].sha256)
+    entries = dict(journal.next().progress.made)
+    entries[0] = MadeFile(0, entries[0].size - 1, entries[0].sha256)
     before = len(sink.events)
     go(plan, MemorySource(FILES), sink, MemoryJournal(Progress(entries)))
-    assert [path for kind, path in sink.events[before:] if kind == "open"] == [plan.parts[0].path]
+    assert [path for kind, path in sink.events[before:] if kind == "open"] == [plan.outputs[0].path]
 
 
 def test_parts_of_an_unproven_file_are_proven() -> None:
     """A part that an earlier run made of bytes that are not what the source gives now is never published."""
     plan, sink, journal = finished()
-    path = plan.parts[0].path
+    path = plan.outputs[0].path
     wrong = sink.held[path][:-1] + b"\xff"
     sink.held[path] = wrong
-    entries = dict(journal.next().progress.parts)
-    entries[0] = MadePart(0, len(wrong), hashlib.sha256(wrong).hexdigest())
+    entries = dict(journal.next().progress.made)
+    entries[0] = MadeFile(0, len(wrong), hashlib.sha256(wrong).hexdigest())
     files = {p: sha for p, sha in journal.next().progress.files.items() if p != "m-0.safetensors"}
     with pytest.raises(VerificationError, match="left by an earlier run") as caught:
         go(plan, MemorySource(FILES), sink, MemoryJournal(Progress(entries, files)))
-    assert "--restart" in caught.value.hint
+    assert "made anew" in caught.value.hint
 
 
 def test_losses_are_those_of_one_run() -> None:
@@ -266,7 +266,7 @@ def test_losses_are_those_of_one_run() -> None:
     sink, journal = MemorySink(), MemoryJournal()
     undisturbed = run_plan(plan, MemorySource(files), sink, journal=journal)
     assert {i: lost.underflow for i, lost in undisturbed.losses.items()} == {0: 4, 1: 4}
-    first = [entry for entry in journal.entries if isinstance(entry, MadePart) and entry.index == 0]
+    first = [entry for entry in journal.entries if isinstance(entry, MadeFile) and entry.index == 0]
     half = MemoryJournal(Progress({0: first[0]}))
     assert run_plan(plan, MemorySource(files), sink, journal=half) == undisturbed
 
@@ -274,7 +274,7 @@ def test_losses_are_those_of_one_run() -> None:
 def test_events_of_a_continued_run() -> None:
     """`Resumed` says what is there; parts that are only proven are neither written nor done again."""
     plan, sink, journal = finished()
-    entries = journal.next().progress.parts
+    entries = journal.next().progress.made
     events: list[Event] = []
     run_plan(plan, MemorySource(FILES), sink, None, events.append, MemoryJournal(Progress(entries)))
     resumed = [event for event in events if isinstance(event, Resumed)]

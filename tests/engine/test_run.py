@@ -102,7 +102,7 @@ def test_any_run_writes_the_decoded_bytes(
 
     assert arrays(sink.held) == raw(want)
     assert all(len(data) <= shard for data in sink.held.values())
-    assert [r.path for r in outcome.receipts] == [p.path for p in plan.parts]
+    assert [r.path for r in outcome.receipts] == [p.path for p in plan.outputs]
     for receipt in outcome.receipts:
         data = sink.held[receipt.path]
         assert (receipt.size, receipt.sha256) == (len(data), hashlib.sha256(data).hexdigest())

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tensorport_hub.core.plan import Options
 from tensorport_hub.core.walk import Piece
 from tensorport_hub.engine.blocks import BlockPool, StopFlag
 from tensorport_hub.engine.feed import Streamed
+from tensorport_hub.engine.outputs import Outputs
 from tensorport_hub.engine.part import PartWriter
 from tensorport_hub.engine.reader import Reader
 from tensorport_hub.engine.witness import Witness
@@ -121,8 +121,8 @@ class TestLittleRoom:
         tensors = [plain(f"{letters[i]}{i:02d}", "F32", (size,)) for i, size in enumerate(sizes)]
         source, sink = source_of(*tensors), MemorySink()
         plan = plan_of(source)
-        staging = max(part.size for part in plan.parts)
-        staging += int(room * sum(part.size for part in plan.parts))
+        staging = max(file.size for file in plan.outputs)
+        staging += int(room * sum(file.size for file in plan.outputs))
         bounded: Sink = BoundedSink(sink, staging=staging, writers=writers)
         if fault == "write":
             bounded = FlakySink(bounded, "write", byte=500)
@@ -289,10 +289,20 @@ class TestBlocksComeBack:
 
         watching = Watching(source.contents)
         sink = MemorySink()
-        reader = Reader(watching, Witness(), 600, stop, lambda event: None)
-        flaky = FlakySink(sink, "write", byte=600)
-        writer = PartWriter(reader, flaky, Options(), stop, lambda event: None)
-        run = Streamed(plan.parts[0], plan.recipes[0])
+        witness = Witness()
+        reader = Reader(watching, witness, 600, stop, lambda event: None)
+        outputs = Outputs(plan, FlakySink(sink, "write", byte=600), frozenset([0]), {}, lambda event: None)
+        decoder = plan.recipes[0].decoder
+        writer = PartWriter(
+            plan,
+            reader,
+            outputs,
+            lambda part: Streamed(part, decoder, witness, pulls=True),
+            lambda file, receipt, lost: None,
+            stop,
+            lambda event: None,
+        )
+        run = Streamed(plan.parts[0], decoder, witness)
         block = pool.take(1200)
         tensor = plan.recipes[0].decoder.inputs[0]
         MemorySource.read_into(watching, tensor.file, tensor.start, block.data.data)

@@ -17,12 +17,12 @@ from tensorport_hub.devhub import DevHub
 from tensorport_hub.jax import load_gpt_oss
 from tests.examples.conftest import Run, load_example
 from tests.golden import read_golden
-from tests.jax.test_gpt_oss import stacked
-from tests.mirrored import make_mirror
 
 CHECKPOINT = Path(__file__).parents[1] / "golden" / "gpt_oss"
 GOLDEN = read_golden(CHECKPOINT / "golden.npz")
 SOURCE, MIRROR, STACKED = "openai/gpt-oss-tiny", "me/gpt-oss-tiny-npy", "me/gpt-oss-tiny-stacked"
+OTHERS = {"msgpack": "me/gpt-oss-tiny-msgpack", "safetensors": "me/gpt-oss-tiny-safetensors"}
+EVERY = [MIRROR, STACKED, *OTHERS.values()]
 EXACT = 1e-4
 """float32 logits, of about 10, may differ from transformers' by so much: another order of sums."""
 ROUNDED = 1.5
@@ -32,17 +32,16 @@ example = load_example("gpt_oss_jax")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def mirrors(hub: DevHub, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The tiny gpt-oss on the Hub, its mirror, and one whose experts are stacked."""
+def mirrors(hub: DevHub) -> None:
+    """The tiny gpt-oss on the Hub, its mirror, one whose experts are stacked, and the other formats."""
     words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(320)}, unk_token="w0"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     hub.add_repo(SOURCE, CHECKPOINT)
     hub.add_repo(SOURCE, {"tokenizer.json": words.to_str().encode()})
     mirror(SOURCE, MIRROR)
-    with open_checkpoint(MIRROR) as checkpoint:
-        folder = tmp_path_factory.mktemp("stacked") / "out"
-        config = checkpoint.read_file("config.json")
-        hub.add_repo(STACKED, make_mirror(folder, stacked(checkpoint), config=config))
+    mirror(SOURCE, STACKED, experts="stacked")
+    for form, target in OTHERS.items():
+        mirror(SOURCE, target, format=form)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +59,7 @@ def logits(source: str, config: Mapping[str, Any], dtype: str = "float32") -> np
     return np.stack([forward(params, chosen, prompt) for prompt in GOLDEN["prompts"]])
 
 
-@pytest.mark.parametrize("source", [MIRROR, STACKED])
+@pytest.mark.parametrize("source", EVERY)
 def test_float32_logits_are_transformers(source: str, config: dict[str, Any]) -> None:
     """Every logit of every position."""
     assert np.abs(logits(source, config) - GOLDEN["logits"]).max() < EXACT

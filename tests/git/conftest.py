@@ -21,8 +21,8 @@ import pytest
 from tensorport_hub.devhub import DevHub
 from tensorport_hub.edge import retry
 from tensorport_hub.engine import part
-from tests.e2e.interrupted import MODEL, SOURCE
-from tests.git.front import Front, giftless, mercurial
+from tests.git.front import Front, Lfs, giftless, mercurial
+from tests.git.sizes import MODEL, SOURCE
 
 KINDS = ("bare path", "giftless", "mercurial")
 
@@ -141,14 +141,32 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DevHub]:
         yield running
 
 
+@pytest.fixture(scope="session")
+def lfs_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], tuple[Path, Lfs]]]:
+    """The LFS server of a kind, emptied, and the folder that holds its objects; one serves all tests."""
+    running: dict[str, tuple[Path, Lfs]] = {}
+    with ExitStack() as servers:
+
+        def empty(kind: str) -> tuple[Path, Lfs]:
+            if kind not in running:
+                folder = tmp_path_factory.mktemp("lfs")
+                begin = giftless if kind == "giftless" else mercurial
+                running[kind] = folder, servers.enter_context(begin(folder))
+            folder, lfs = running[kind]
+            for kept in (folder / "storage", folder / "cache", folder / "store/.hg/store/lfs/objects"):
+                shutil.rmtree(kept, ignore_errors=True)
+            return folder, lfs
+
+        yield empty
+
+
 @pytest.fixture
-def host_of(tmp_path: Path) -> Iterator[Callable[[str], Host]]:
+def host_of(tmp_path: Path, lfs_of: Callable[[str], tuple[Path, Lfs]]) -> Iterator[Callable[[str], Host]]:
     """Makes an empty remote of a kind."""
     with ExitStack() as servers:
 
         def make(kind: str) -> Host:
             folder = tmp_path / "host"
-            (folder / "lfs").mkdir(parents=True)
             path = folder / "st" / "model.git"
             git(tmp_path, "init", "--quiet", "--bare", "--initial-branch=main", str(path))
             if kind == "bare path":
@@ -156,14 +174,13 @@ def host_of(tmp_path: Path) -> Iterator[Callable[[str], Host]]:
             if kind == "giftless":
                 found = importlib.util.find_spec("giftless") and importlib.util.find_spec("gunicorn")
                 require("giftless", found, "`pip install -e '.[git-host]'`")
-                lfs = servers.enter_context(giftless(folder / "lfs"))
             else:
                 require("Mercurial", shutil.which("hg"), "`apt-get install mercurial`")
-                lfs = servers.enter_context(mercurial(folder / "lfs"))
+            objects, lfs = lfs_of(kind)
             git(path, "config", "http.receivepack", "true")
             git(path, "config", "uploadpack.allowFilter", "true")
             front = servers.enter_context(Front(folder, lfs))
-            return Host(kind, f"git+{front.url}/st/model.git", path, folder / "lfs", front)
+            return Host(kind, f"git+{front.url}/st/model.git", path, objects, front)
 
         yield make
 

@@ -262,7 +262,7 @@ def giftless(folder: Path) -> Iterator[Lfs]:
     with _serving(
         [sys.executable, "-W", "ignore", "-m", "gunicorn", *words, "giftless.wsgi_entrypoint:app"],
         folder,
-        {**os.environ, "GIFTLESS_CONFIG_FILE": str(configuration)},
+        {**os.environ, "TMPDIR": str(folder), "GIFTLESS_CONFIG_FILE": str(configuration)},
     ) as process:
         _until(where.exists, process, folder / "log")
         yield Lfs(lambda: UnixConnection(where), lambda path: path)
@@ -271,7 +271,7 @@ def giftless(folder: Path) -> Iterator[Lfs]:
 @contextmanager
 def mercurial(folder: Path) -> Iterator[Lfs]:
     """Mercurial's server with its LFS extension, which compares what it gets with its sha256; one store."""
-    environment = {**os.environ, "HGRCPATH": "", "HGPLAIN": "1"}
+    environment = {**os.environ, "TMPDIR": str(folder), "HGRCPATH": "", "HGPLAIN": "1"}
     subprocess.run(["hg", "init", "store"], cwd=folder, env=environment, check=True, timeout=60)
     settings = {
         "extensions.lfs": "",

@@ -13,8 +13,8 @@ import pytest
 from tensorport_hub import plan
 from tensorport_hub.devhub import DevHub
 from tensorport_hub.errors import LimitError
-from tests.e2e.interrupted import SOURCE
 from tests.git.conftest import Host, git
+from tests.git.sizes import SOURCE
 
 
 def tool(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -41,6 +41,22 @@ def test_the_verbs(hub: DevHub, host_of: Callable[[str], Host], tmp_path: Path) 
     assert proven.returncode == 0, proven.stdout + proven.stderr
     assert f"{shown} at {host.branches()['main']}" in proven.stdout
     assert tool(tmp_path, "verify", host.url, "--revision", "nothing").returncode == 5
+
+
+def test_a_list(hub: DevHub, host_of: Callable[[str], Host], tmp_path: Path) -> None:
+    """`--from-file` with git remotes: each branch once, with its author; the same one twice is exit 2."""
+    host = host_of("bare path")
+    table = f'[[mirror]]\nsource = "{SOURCE}"\ndestination = "{host.url}"\nauthor = "Jo <jo@example.org>"\n'
+    path = tmp_path / "list.toml"
+    path.write_text(table + table)
+    twice = tool(tmp_path, "mirror", "--from-file", str(path))
+    assert twice.returncode == 2
+    assert "is the destination of mirror 1" in twice.stderr
+    path.write_text(f'{table}{table}branch = "half"\nprecision = "float16"\n')
+    made = tool(tmp_path, "mirror", "--from-file", str(path))
+    assert made.returncode == 0, made.stderr
+    assert host.branches().keys() == {"main", "half"}
+    assert host.git("log", "-1", "--format=%an", "half") == "Jo"
 
 
 def test_a_password_in_the_url(hub: DevHub, tmp_path: Path) -> None:

@@ -12,13 +12,15 @@ import pytest
 from safetensors.numpy import save
 
 from tensorport_hub import mirror, plan, verify
+from tensorport_hub.core.encode.table import ENCODINGS
 from tensorport_hub.devhub import DevHub
 from tensorport_hub.errors import DestinationError, LimitError, UseError
 from tensorport_hub.results import MirrorResult
-from tests.e2e.interrupted import EVERY, FILES, MODEL, SOURCE, TENSORS
 from tests.e2e.reading import folder_contents
 from tests.git.conftest import Host, commit_by_hand, git
+from tests.git.sizes import EVERY, FILES, MODEL, SOURCE, TENSORS
 
+ALL = list(ENCODINGS)
 ReadBack = Callable[..., dict[str, bytes]]
 
 
@@ -84,8 +86,8 @@ def test_a_source_that_moved(hub: DevHub, host: Host, tmp_path: Path, read_back:
     """Only the parts of files that changed are made and sent; one that the LFS server lost is made again."""
     first = run(host)
     tensors = {f"layers.0.w{i}": np.full((250, 100), i, np.float32) for i in range(TENSORS)}
-    hub.add_repo(SOURCE, {"model-00001-of-00004.safetensors": save(tensors)}, message="new")
-    host.lose(_files(first)["shard_000/layers.2.w3.npy"]["sha256"])
+    hub.add_repo(SOURCE, {f"model-00001-of-{FILES:05d}.safetensors": save(tensors)}, message="new")
+    host.lose(_files(first)["shard_000/layers.2.w1.npy"]["sha256"])
     if host.front is not None:
         host.front.seen.clear()
     second = run(host)
@@ -95,6 +97,25 @@ def test_a_source_that_moved(hub: DevHub, host: Host, tmp_path: Path, read_back:
     assert read_back(host) == folder_contents(tmp_path / "fresh")
     if host.front is not None:
         assert len([seen for seen in host.front.seen if seen.method == "PUT"]) == TENSORS + 1
+
+
+def test_all_formats(
+    hub: DevHub, host_of: Callable[[str], Host], tmp_path: Path, read_back: ReadBack
+) -> None:
+    """Weights of every format are LFS objects, within the staging space of what is written at a time."""
+    host = host_of("bare path")
+    mirror(SOURCE, str(tmp_path / "all"), format=ALL)
+    expected = folder_contents(tmp_path / "all")
+    with pytest.raises(LimitError, match="at the same time do not fit the staging space"):
+        plan(SOURCE, host.url, format=ALL, max_disk=300_000)
+    made = plan(SOURCE, host.url, format=ALL, max_disk="2MB", shard_size="500kB")
+    mirror(SOURCE, host.url, format=ALL, max_disk=made.plan.bytes_at_once, shard_size="500kB", workers=4)
+    mirror(SOURCE, host.url, format=ALL, checkpoint_every=EVERY)
+    assert read_back(host) == expected
+    large = [path for path in expected if path.endswith((".npy", ".msgpack", ".pkl", ".safetensors"))]
+    assert sorted(git(tmp_path / "clone", "lfs", "ls-files", "-n").splitlines()) == sorted(large)
+    assert git(tmp_path / "clone", "status", "--porcelain") == ""
+    assert verify(host.url, deep=True, against_source=True).ok
 
 
 def test_verify(host: Host, expected: dict[str, bytes], tmp_path: Path, read_back: ReadBack) -> None:

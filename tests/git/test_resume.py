@@ -19,16 +19,14 @@ import pytest
 from tensorport_hub import mirror, plan
 from tensorport_hub.devhub import DevHub
 from tensorport_hub.devhub import Fault as HubFault
-from tensorport_hub.errors import DestinationError
-from tensorport_hub.ports import Event, PartDone, Resumed, Saved, Warned
-from tests.e2e.interrupted import EVERY, FILES, SOURCE, TENSORS
+from tensorport_hub.errors import DestinationError, SourceError
+from tensorport_hub.ports import Event, PartDone, Planned, Resumed, Saved, Warned
 from tests.e2e.reading import folder_contents
 from tests.e2e.test_interrupts import wait_for
 from tests.git.conftest import Host, commit_by_hand
 from tests.git.front import Fault
+from tests.git.sizes import EVERY, FILES, PARTS, SOURCE, TENSORS
 from tests.git.test_mirror import ReadBack, run
-
-PARTS = FILES * TENSORS
 
 
 @pytest.fixture
@@ -77,12 +75,12 @@ def test_a_declined_publication_keeps_everything(
 def test_an_interrupted_run_is_continued(
     hub: DevHub, host_of: Callable[[str], Host], expected: dict[str, bytes], read_back: ReadBack, kind: str
 ) -> None:
-    """The LFS server refuses after eight files: exit 5, and the file is named; what was sent before is
+    """The LFS server refuses after half of the files: exit 5, and the file is named; what was sent before is
     neither read nor sent again by the next run, which knows nothing but the remote."""
     host = host_of(kind)
     assert host.front is not None
     host.front.faults.append(
-        Fault("PUT", "*", 413, body='{"message": "quota exceeded"}', after=8, times=None)
+        Fault("PUT", "*", 413, body='{"message": "quota exceeded"}', after=PARTS // 2, times=None)
     )
     with pytest.raises(
         DestinationError, match=r"`shard_000/layers\.\d\.w\d\.npy` \(100128 bytes\)"
@@ -95,7 +93,7 @@ def test_an_interrupted_run_is_continued(
     host.front.faults.clear()
     host.front.seen.clear()
     result = run(host, checkpoint_every=EVERY)
-    assert result.stats.parts_resumed >= 6
+    assert result.stats.parts_resumed >= PARTS // 2 - 2
     assert len([s for s in host.front.seen if s.method == "PUT"]) <= PARTS - result.stats.parts_resumed
     assert read_back(host) == expected
     assert host.branches() == {"main": result.commit}
@@ -121,7 +119,7 @@ class TestBelief:
         self, left: Host, expected: dict[str, bytes], read_back: ReadBack
     ) -> None:
         """The branch and its journal name objects that the server has not: they don't count."""
-        for path in ("shard_000/layers.0.w1.npy", "shard_000/layers.3.w5.npy"):
+        for path in ("shard_000/layers.0.w1.npy", "shard_000/layers.2.w2.npy"):
             left.lose(self.oid(left, path))
         result = run(left, checkpoint_every=EVERY)
         assert result.stats.parts_resumed == PARTS - 2
@@ -274,6 +272,63 @@ class TestOthers:
         assert read_back(host) == expected
 
 
+class TestAnew:
+    """`--restart` makes everything itself, also when it is interrupted and continued."""
+
+    @pytest.fixture
+    def left(self, hub: DevHub, host_of: Callable[[str], Host]) -> Host:
+        """A mirror, and beside it what an interrupted `--restart` left."""
+        host = host_of("bare path")
+        run(host)
+        hub.faults.add(HubFault("status", "GET", "cdn", status=404, after=FILES + 2, times=None))
+        with pytest.raises(SourceError):
+            run(host, restart=True, checkpoint_every=EVERY, workers=1)
+        hub.faults.clear()
+        assert work(host) in host.branches()
+        return host
+
+    @pytest.mark.parametrize("every", [EVERY, "1GB"], ids=["checkpoints", "one commit"])
+    def test_it_is_continued(
+        self, left: Host, expected: dict[str, bytes], read_back: ReadBack, every: Any
+    ) -> None:
+        """Without `--restart` the next run goes on, and believes nothing of what stands."""
+        assert not plan(SOURCE, left.url, checkpoint_every=every).standing
+        result = run(left, checkpoint_every=every)
+        assert (result.stats.parts_kept, result.stats.parts_resumed > 0) == (0, True)
+        assert result.stats.bytes_read > 0
+        assert read_back(left) == expected
+        assert list(left.branches()) == ["main"]
+        assert plan(SOURCE, left.url, checkpoint_every=every).standing
+
+    def test_another_branch_has_its_own(self, left: Host) -> None:
+        """What is begun anew for one branch is not for another of the same plan."""
+        before = left.branches()
+        assert not run(left, branch="main").changed
+        run(left, branch="npy", checkpoint_every=EVERY)
+        assert left.branches().keys() == {*before, "npy"}
+
+    def test_restart_again(self, left: Host) -> None:
+        """It gives up what was left, also where no checkpoints are needed."""
+        assert run(left, restart=True).stats.parts_resumed == 0
+        assert list(left.branches()) == ["main"]
+
+
+def test_what_moved_since_the_plan(hub: DevHub, host_of: Callable[[str], Host]) -> None:
+    """Another run publishes between plan and run: it is not overwritten by what was planned before."""
+    host = host_of("bare path")
+    run(host)
+    old = plan(SOURCE, host.url).plan.commit
+    hub.add_repo(SOURCE, {"config.json": b'{"new": 1}'})
+
+    def rival(event: Event) -> None:
+        if isinstance(event, Planned):
+            run(host)
+
+    with pytest.raises(DestinationError, match="moved since the plan was made"):
+        run(host, revision=old, restart=True, on_event=rival)
+    assert host.git("show", "main:config.json") == '{"new": 1}'
+
+
 @pytest.fixture
 def start(tmp_path: Path, hub: DevHub) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Starts the program in a process of its own."""
@@ -305,7 +360,7 @@ def test_kills(
     words = ["mirror", SOURCE, host.url, "--checkpoint-every", "100kB", "--workers", "1", "--no-progress"]
     scratch = tmp_path / "scratch"
     branch = work(host)
-    for reads, kept in ((FILES + 3, TENSORS), (FILES, 0), (FILES, 0)):
+    for reads, kept in ((2 * FILES - 1, TENSORS), (FILES, 0), (FILES, 0)):
         hub.faults.add(HubFault("stall", "GET", "cdn", seconds=50, after=reads, times=None))
         process = start(*words)
         wait_for(lambda: bool(hub.faults.fired), process)
@@ -345,7 +400,7 @@ def test_signals(
     that continues it, and leaves nothing on the disk."""
     host = host_of("giftless")
     assert host.front is not None
-    host.front.faults.append(Fault("PUT", "*", seconds=100, after=6, times=None))
+    host.front.faults.append(Fault("PUT", "*", seconds=100, after=4, times=None))
     words = ["mirror", SOURCE, host.url, "--checkpoint-every", "150kB", "--no-progress"]
     process = start(*words)
     wait_for(lambda: any(fault.struck for fault in host.front.faults), process)  # type: ignore[union-attr]

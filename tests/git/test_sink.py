@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from tensorport_hub.core.digest import parse_pointer
-from tensorport_hub.core.journal import MadePart
+from tensorport_hub.core.journal import MadeFile
 from tensorport_hub.edge.git import NOBODY, Git
 from tensorport_hub.edge.git_lfs import GitObjects
 from tensorport_hub.edge.git_remote import GitRemote, Tree, Update
 from tensorport_hub.edge.git_sink import GitSink, attributes
-from tensorport_hub.edge.git_work import GitWork
+from tensorport_hub.edge.git_work import GitWork, work_ref
 from tensorport_hub.edge.hub_journal import HubJournal
 from tensorport_hub.edge.journal import Unkept
 from tensorport_hub.errors import LimitError, TensorportError
@@ -23,6 +23,7 @@ from tests.contracts.sink import SinkContract, SinkOf
 from tests.git.conftest import Host, git
 
 MAIN = "refs/heads/main"
+KEY = "ab" * 32
 
 
 def ignore(_: object) -> None:
@@ -171,16 +172,18 @@ class TestJournal(JournalContract):
         def make() -> HubJournal:
             opened.append(Git(self.host.url.removeprefix("git+")))
             remote = GitRemote(opened[-1], ignore)
-            work = GitWork(remote, GitObjects(remote, max_disk=1 << 20), "ab" * 32, author=NOBODY)
+            work = GitWork(
+                remote, GitObjects(remote, max_disk=1 << 20), KEY, ref=work_ref(KEY, None), author=NOBODY
+            )
             work.claim(restart=False)
             paths = {index: f"shard_000/{index}.npy" for index in range(10)}
-            return HubJournal(work, parts=paths, every=1 << 30, report=ignore)
+            return HubJournal(work, outputs=paths, every=1 << 30, report=ignore)
 
         yield make
         for repository in opened:
             repository.close()
 
-    def made(self, index: int, *, version: int = 0, overflow: int = 0) -> MadePart:
+    def made(self, index: int, *, version: int = 0, overflow: int = 0) -> MadeFile:
         """As the contract's; the object lies there."""
         entry = super().made(index, version=version, overflow=overflow)
         where = self.host.path / "lfs" / "objects" / entry.sha256[:2] / entry.sha256[2:4]

@@ -1,18 +1,25 @@
 """A tiny random gpt-oss and what transformers makes of it: `python -m tests.golden.make_gpt_oss`.
 
-Run by hand, from the repository's root, where these are installed:
+Run by hand, from the repository's root, where this package and these are installed:
 
     pip install torch==2.13.0 transformers==5.24.0 accelerate==1.15.0 safetensors ml_dtypes
+    pip install -e .
 
 It writes `tests/golden/gpt_oss/`: `model.safetensors` and `config.json` as openai/gpt-oss-20b has them (the
 experts in MXFP4, `rope_scaling` with `truncate: false`), and `golden.npz`: token ids of some prompts, the
 logits of transformers with the dequantized weights in float32 and eager attention, how far its own bfloat16
 lies from them, and the tokens that it decodes greedily. The same seeds give the same files.
+
+Last, the checkpoint is mirrored as `safetensors`, alone and beside another format, and transformers must load
+both without a word and give the very same logits. `safetensors.json` keeps the digests of what it loaded, so
+that a test can tell, without torch, that these are the files.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import tempfile
 from pathlib import Path
 
 import ml_dtypes
@@ -22,9 +29,14 @@ import transformers
 from safetensors.numpy import save_file
 from transformers import AutoModelForCausalLM
 
+from tensorport_hub import convert
+
 OUT = Path(__file__).parent / "gpt_oss"
 LAYERS, HIDDEN, INNER, EXPERTS, CHOSEN = 4, 64, 96, 4, 2
 HEADS, KEYS, HEAD, WORDS, WINDOW = 4, 2, 32, 320, 4
+SHARD = 200_000
+"""Bytes: the mirror has several files."""
+
 PROMPT, NEW = 12, 16
 """Longer than the window, so that what slides out of it counts."""
 
@@ -159,6 +171,28 @@ def decode(model: torch.nn.Module, prompts: torch.Tensor) -> torch.Tensor:
     return ids[:, PROMPT:]
 
 
+def check_mirrors(prompts: torch.Tensor, exact: torch.Tensor) -> dict[str, str]:
+    """Load what `--format safetensors` makes; the digests of its files."""
+    with tempfile.TemporaryDirectory() as folder:
+        alone, several = Path(folder, "alone"), Path(folder, "several")
+        convert(str(OUT), str(alone), format="safetensors", shard_size=SHARD)
+        convert(str(OUT), str(several), format=["safetensors", "msgpack"], shard_size=SHARD)
+        for where, subfolder in ((alone, ""), (several, "safetensors")):
+            model, info = AutoModelForCausalLM.from_pretrained(
+                where,
+                subfolder=subfolder,
+                dtype=torch.float32,
+                attn_implementation="eager",
+                output_loading_info=True,
+            )
+            assert not any(info.values()), info
+            assert torch.equal(model.eval()(prompts).logits, exact)
+            print(f"transformers loads {where.name}: the same logits")
+        files = sorted(alone.glob("model*"))
+        assert len(files) > 2
+        return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
 @torch.no_grad()
 def main() -> None:
     torch.manual_seed(0)
@@ -182,6 +216,8 @@ def main() -> None:
         bfloat16_max_error=off.max().numpy(),
         bfloat16_mean_error=off.mean().numpy(),
     )
+    digests = check_mirrors(prompts, exact)
+    (OUT / "safetensors.json").write_text(json.dumps(digests, indent=2) + "\n")
 
 
 if __name__ == "__main__":

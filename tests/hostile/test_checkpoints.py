@@ -10,7 +10,8 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tensorport_hub.core.plan import Options, Plan, lay_out
+from tensorport_hub.core.layout import lay_out
+from tensorport_hub.core.plan import Options, Plan
 from tensorport_hub.core.recipe import recipes
 from tensorport_hub.errors import TensorportError
 from tensorport_hub.survey import survey

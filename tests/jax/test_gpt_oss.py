@@ -13,29 +13,15 @@ import numpy as np
 import pytest
 
 from tensorport_hub import convert, open_checkpoint
-from tensorport_hub.checkpoint import Checkpoint
 from tensorport_hub.devhub import DevHub
 from tensorport_hub.errors import CheckpointError, UseError
 from tensorport_hub.jax import load_gpt_oss
 from tests.jax.test_params import flat
-from tests.mirrored import Tensors, make_mirror, same
+from tests.mirrored import make_mirror, same
 
 CHECKPOINT = Path(__file__).parents[1] / "golden" / "gpt_oss"
 REPO = "me/gpt-oss"
 EXPERTS = "model.layers.0.mlp.experts"
-
-
-def stacked(checkpoint: Checkpoint) -> Tensors:
-    """The same tensors with gate and up apart, as `--experts stacked` has them."""
-    found: dict[str, tuple[str, Any]] = {}
-    for name, array in checkpoint.items():
-        values = np.asarray(array)
-        if "experts.gate_up_proj" in name:
-            found[name.replace("gate_up_proj", "gate_proj")] = (array.logical_dtype, values[:, 0::2].copy())
-            found[name.replace("gate_up_proj", "up_proj")] = (array.logical_dtype, values[:, 1::2].copy())
-        else:
-            found[name] = (array.logical_dtype, values)
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -49,15 +35,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def apart(folder: Path) -> Path:
     """The same in the `stacked` layout."""
-    with open_checkpoint(folder) as opened:
-        config = opened.read_file("config.json")
-        return make_mirror(folder.with_name("stacked"), stacked(opened), config=config)
+    out = folder.with_name("stacked")
+    convert(str(CHECKPOINT), str(out), experts="stacked", shard_size=60_000)
+    return out
 
 
 def edited(folder: Path, out: Path, change: Callable[[dict[str, Any]], object]) -> Path:
     """The stacked mirror with other tensors."""
     with open_checkpoint(folder) as opened:
-        tensors, config = dict(stacked(opened)), opened.read_file("config.json")
+        tensors = {name: (array.logical_dtype, np.asarray(array)) for name, array in opened.items()}
+        config = opened.read_file("config.json")
     change(tensors)
     return make_mirror(out / "edited", tensors, config=config)
 
@@ -75,6 +62,17 @@ def test_gate_and_up_come_apart(folder: Path) -> None:
     assert not any("gate_up" in name for name in found)
     assert found[f"{EXPERTS}.gate_proj"].shape == (4, 96, 64)
     assert found[f"{EXPERTS}.down_proj"].shape == (4, 64, 96)
+
+
+def test_stacked_is_the_other_layout_taken_apart(folder: Path, apart: Path) -> None:
+    """`--experts stacked` writes what is taken apart here from the rows of gate_up."""
+    with open_checkpoint(folder) as one, open_checkpoint(apart) as two:
+        names = {name for name in one if "gate_up_proj" in name}
+        for name in names:
+            assert same(two[name.replace("gate_up_proj", "gate_proj")][...], one[name][:, 0::2].copy())
+            assert same(two[name.replace("gate_up_proj", "up_proj")][...], one[name][:, 1::2].copy())
+        assert len(two) == len(one) + len(names)
+        assert all(same(two[name][...], one[name][...]) for name in one.keys() - names)
 
 
 def test_either_layout_gives_the_same(folder: Path, apart: Path) -> None:

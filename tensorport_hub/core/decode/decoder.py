@@ -26,7 +26,7 @@ from tensorport_hub.core.tensor import DTYPES, DType, TensorSpec
 
 Bytes = npt.NDArray[np.uint8]
 Dense = npt.NDArray[Any]
-Params = Mapping[str, int | float | str]
+Params = Mapping[str, Any]
 
 
 class Decoder(ABC):

@@ -25,6 +25,7 @@ from tensorport_hub.core.decode.packed_int import PackedInt
 from tensorport_hub.core.decode.plain import Plain
 from tensorport_hub.core.decode.quanto import QuantoBits
 from tensorport_hub.core.decode.sparse import Sparse24, SparseBitmask
+from tensorport_hub.core.decode.stacked import Stacked, stack
 from tensorport_hub.core.tensor import TensorSpec
 
 SCHEMES: Mapping[str, Callable[..., Decoder]] = {
@@ -67,4 +68,10 @@ SCHEMES: Mapping[str, Callable[..., Decoder]] = {
 
 def bind(scheme: str, inputs: Sequence[TensorSpec], params: Params) -> Decoder:
     """The decoder that `scheme`, `inputs` and `params` of a plan describe."""
+    if scheme == Stacked.scheme:
+        return stack(_bind_one, inputs, **params)
+    return _bind_one(scheme, inputs, params)
+
+
+def _bind_one(scheme: str, inputs: Sequence[TensorSpec], params: Params) -> Decoder:
     return SCHEMES[scheme](*inputs, **params)

@@ -158,7 +158,8 @@ def rendered(recipe: Recipe, stored: Sequence[np.ndarray], saturate: bool) -> tu
     losses = Losses()
     inputs = [(data, contiguous(0, data.size)) for data in stored]
     count = recipe.decoder.items
-    return b"".join(render(recipe, 0, count, inputs, saturate=saturate, losses=losses)), losses
+    made = render(recipe.decoder, recipe.dtype, 0, count, inputs, [(None, losses)], saturate=saturate)
+    return b"".join(items.tobytes() for (items,) in made), losses
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")

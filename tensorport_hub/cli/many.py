@@ -1,0 +1,107 @@
+"""`mirror --from-file`: a list of mirrors, one summary."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tensorport_hub.core.size import format_size
+
+if TYPE_CHECKING:
+    from tensorport_hub.results import Attempt, MirrorsResult
+
+from_file_option = click.option(
+    "--from-file",
+    metavar="FILE",
+    help="Mirror every [[mirror]] of this TOML file, instead of SRC; - is stdin.",
+)
+
+
+def mirror(path: str, src: str | None, options: dict[str, Any], display: Callable[..., Any]) -> None:
+    """Carry out the list; `options` count where it says nothing. Exits with the code of the first failure."""
+    if src is not None:
+        raise click.UsageError("SRC and --from-file exclude each other")
+    if options.pop("report", None) is not None:
+        raise click.UsageError("--report and --from-file exclude each other")
+    as_json, quiet = options.pop("as_json"), bool(options["quiet"])
+    with display(options) as show:
+        from tensorport_hub import batch
+        from tensorport_hub.cli import show as shown
+
+        if path == "-":
+            orders = batch.parse_orders(sys.stdin.read(), name="standard input")
+        else:
+            orders = batch.read_orders(path)
+        result = batch.mirror_all(orders, on_event=show, **options)
+    _step_summary(result)
+    if as_json:
+        mirrors = [_json(attempt) for attempt in result.attempts]
+        shown.as_json({"mirrors": mirrors, "ok": result.ok, "exit_code": result.exit_code})
+    elif not quiet:
+        click.echo(_text(result))
+    if not result.ok:
+        raise click.exceptions.Exit(result.exit_code)
+
+
+def _json(attempt: Attempt) -> dict[str, Any]:
+    from tensorport_hub.cli import show as shown
+
+    error = attempt.error
+    told = {"source": attempt.source, "destination": attempt.destination, "error": None, "result": None}
+    if attempt.result is not None:
+        return {**told, "result": shown.mirror_json(attempt.result)}
+    assert error is not None
+    words = {"error": type(error).__name__, "message": error.message, "hint": error.hint}
+    return {**told, "error": {**words, "exit_code": error.exit_code}}
+
+
+def _state(attempt: Attempt) -> str:
+    if attempt.result is None:
+        return "failed"
+    return "unchanged" if not attempt.result.changed else "offered" if attempt.result.pr_url else "published"
+
+
+def _where(attempt: Attempt) -> str:
+    result = attempt.result
+    return "" if result is None else result.pr_url or result.commit_url or result.destination
+
+
+def _counts(result: MirrorsResult) -> str:
+    states = [_state(attempt) for attempt in result.attempts]
+    told = [f"{states.count(state):,} {state}" for state in dict.fromkeys(states)]
+    return f"{len(states):,} mirror{'s' * (len(states) != 1)}: {', '.join(told)}"
+
+
+def _text(result: MirrorsResult) -> str:
+    lines = []
+    for attempt in result.attempts:
+        lines.append(f"{_state(attempt):9} {attempt.source} -> {attempt.destination or '?'}")
+        lines.append(f"{'':9} {attempt.error.message if attempt.error else _where(attempt)}")
+        if attempt.error is not None and attempt.error.hint:
+            lines.append(f"{'':9} hint: {attempt.error.hint}")
+    return "\n".join([*lines, _counts(result)])
+
+
+def _step_summary(result: MirrorsResult) -> None:
+    """A Markdown table for GitHub Actions, where that is where we run."""
+    path = os.environ.get("GITHUB_STEP_SUMMARY")
+    if not path:
+        return
+    rows = ["| source | destination | state | published | read | seconds |", "|---|---|---|--:|--:|--:|"]
+    for attempt in result.attempts:
+        made, page = attempt.result, _where(attempt)
+        to = f"[{attempt.destination}]({page})" if page.startswith("http") else f"`{attempt.destination}`"
+        if made is not None:
+            stats = made.stats
+            numbers = f"{format_size(stats.bytes_published)} | {format_size(stats.bytes_read)}"
+            rows.append(f"| {attempt.source} | {to} | {_state(attempt)} | {numbers} | {stats.seconds:.0f} |")
+        else:
+            said = attempt.error.message if attempt.error else ""
+            said = said.replace("|", "\\|").replace("\n", " ")
+            rows.append(f"| {attempt.source} | {to} | **failed**: {said} | | | |")
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(f"### {_counts(result)}\n\n" + "\n".join(rows) + "\n")

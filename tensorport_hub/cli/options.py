@@ -1,0 +1,127 @@
+"""The options that commands share, in groups."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _group(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """Several options as one decorator, shown in this order."""
+
+    def decorate(command: F) -> F:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+source = _group(
+    click.option("--revision", metavar="REV", help="Source branch, tag or commit (main)."),
+    click.option("--subfolder", metavar="DIR", help="Folder of the source that holds the model."),
+    click.option(
+        "--allow-patterns", metavar="GLOB", multiple=True, help="Files that are the model; may be repeated."
+    ),
+    click.option("--include", metavar="GLOB", multiple=True, help="Only these tensors; may be repeated."),
+    click.option("--exclude", metavar="GLOB", multiple=True, help="Not these tensors; may be repeated."),
+)
+content = _group(
+    click.option(
+        "--precision",
+        type=click.Choice(["keep", "bfloat16", "float16", "float32"]),
+        default="keep",
+        show_default=True,
+        help="What floats are rounded to, once.",
+    ),
+    click.option(
+        "--quantized",
+        type=click.Choice(["decode", "keep"]),
+        default="decode",
+        show_default=True,
+        help="Decode packed weights, or copy them as they are stored.",
+    ),
+    click.option(
+        "--on-overflow",
+        type=click.Choice(["error", "inf", "saturate"]),
+        default="error",
+        show_default=True,
+        help="A finite value that the precision can't hold.",
+    ),
+    click.option(
+        "--on-underflow",
+        type=click.Choice(["report", "error"]),
+        default="report",
+        show_default=True,
+        help="Non-zero values that become 0.",
+    ),
+    click.option(
+        "--format",
+        type=click.Choice(["numpy-direct", "msgpack", "jax-pickle", "safetensors"]),
+        multiple=True,
+        help="What comes out (numpy-direct); may be repeated: one read, a folder for each.",
+    ),
+    click.option(
+        "--experts",
+        type=click.Choice(["source", "stacked"]),
+        default="source",
+        show_default=True,
+        help="MoE experts as they are stored, or one array a projection, gate and up apart.",
+    ),
+    click.option(
+        "--shard-size", metavar="SIZE", default="1.8GB", show_default=True, help="Bytes a shard may hold."
+    ),
+    click.option("--allow-large-shards", is_flag=True, help="Let shards pass 2 GB."),
+    click.option(
+        "--verify-source",
+        type=click.Choice(["auto", "whole", "no"]),
+        default="auto",
+        show_default=True,
+        help="Check the sha256 of whole source files.",
+    ),
+)
+limit = _group(
+    click.option("--workers", type=int, metavar="N", help="Parts in flight (number of processors)."),
+    click.option(
+        "--max-memory", metavar="SIZE", default="1GB", show_default=True, help="Cap on peak memory."
+    ),
+    click.option("--max-disk", metavar="SIZE", help="Cap on staging bytes (two shards)."),
+)
+hub = _group(
+    click.option(
+        "--transfer",
+        type=click.Choice(["auto", "xet", "lfs"]),
+        default="auto",
+        show_default=True,
+        help="How the Hub gets the bytes.",
+    ),
+    click.option(
+        "--private/--public", default=None, help="Visibility of a new repository (as the source's)."
+    ),
+    click.option("--i-have-rights", is_flag=True, help="A gated or private source may be published openly."),
+    click.option(
+        "--checkpoint-every",
+        metavar="SIZE",
+        default="20GB",
+        show_default=True,
+        help="How much a crash may cost.",
+    ),
+    click.option("--pr", "create_pr", is_flag=True, help="Leave an open pull request."),
+    click.option("--branch", metavar="B", help="Publish on this branch (main)."),
+    click.option("--author", metavar="WHO", help="Of a git remote's commits: `Name <mail>` (git's own)."),
+)
+restart = click.option(
+    "--restart/--resume", default=False, help="Begin anew, or continue an interrupted run (--resume)."
+)
+report = click.option("--report", metavar="FILE", help="Write an HTML page about it there.")
+token = click.option("--token", metavar="T", help="Hub token (HF_TOKEN, or `hf auth login`).")
+output = _group(
+    click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout at the end."),
+    click.option("-q", "--quiet", is_flag=True, help="Errors and warnings only."),
+    click.option("-v", "--verbose", is_flag=True, help="Logs, and tracebacks of errors."),
+    click.option("--no-progress", is_flag=True, help="No live bar."),
+)
