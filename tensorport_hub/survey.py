@@ -36,7 +36,9 @@ _READERS = 8
 _FACT_GAP = 256 * 1024
 _FACT_RANGE = 16 * 1024 * 1024
 _FACTS_LIMIT = 256 * 1024 * 1024
-_SMALL_LIMIT = 256 * 1024 * 1024
+_SMALL_LIMIT = 256 << 20
+_JSON_LIMIT = 32 << 20
+"""Bytes of a configuration or an index, of which Python makes twenty times as many."""
 
 
 @dataclass(frozen=True)
@@ -112,9 +114,12 @@ def survey(
     prefix = f"{subfolder.strip('/')}/" if subfolder else ""
     readme = by_path.get(f"{prefix}README.md") or by_path.get("README.md")
     config = by_path.get(f"{prefix}config.json")
-    config_text = read_small(source, config).decode("utf-8", "replace") if config else None
+    config_text = read_small(source, config, limit=_JSON_LIMIT).decode("utf-8", "replace") if config else None
     configs = {
-        name: _config(read_small(source, by_path[prefix + name]).decode("utf-8", "replace"), prefix + name)
+        name: _config(
+            read_small(source, by_path[prefix + name], limit=_JSON_LIMIT).decode("utf-8", "replace"),
+            prefix + name,
+        )
         for name in CONFIG_FILES
         if prefix + name in by_path
     }
@@ -138,13 +143,13 @@ def survey(
     )
 
 
-def read_small(source: Source, file: SourceFile) -> bytes:
+def read_small(source: Source, file: SourceFile, *, limit: int = _SMALL_LIMIT) -> bytes:
     """A whole small file, checked against the digest that the source states.
 
     Raises:
         VerificationError: it is something else.
     """
-    if file.size > _SMALL_LIMIT:
+    if file.size > limit:
         raise CheckpointError(f"`{file.path}` is absurdly large for its kind: {file.size} bytes")
     content = bytearray(file.size)
     if file.size:
@@ -167,7 +172,7 @@ def _weight_map(source: Source, chosen: Selection) -> dict[str, str] | None:
         return None
     folder = chosen.index.path.rpartition("/")[0]
     prefix = f"{folder}/" if folder else ""
-    parsed = parse_index(read_small(source, chosen.index), file=chosen.index.path)
+    parsed = parse_index(read_small(source, chosen.index, limit=_JSON_LIMIT), file=chosen.index.path)
     return {tensor: prefix + file for tensor, file in parsed.items()}
 
 

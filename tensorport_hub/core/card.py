@@ -36,14 +36,21 @@ _FILES = {
 }
 
 
+_LONGEST = 1 << 16
+"""Characters of metadata above which it is nobody's card."""
+
+
 def read_front_matter(readme: str) -> dict[str, Any]:
     """The metadata of a source card; empty where there is none, or none that is valid."""
     lines = readme.lstrip("\ufeff").splitlines()
     if not lines or lines[0].strip() != "---" or "---" not in [line.strip() for line in lines[1:]]:
         return {}
     stop = [line.strip() for line in lines[1:]].index("---") + 1
+    text = "\n".join(lines[1:stop])
+    if len(text) > _LONGEST:  # reading YAML takes minutes for a few megabytes
+        return {}
     try:
-        value = yaml.safe_load("\n".join(lines[1:stop]))
+        value = yaml.safe_load(text)
     except Exception:  # PyYAML lets IndexError, KeyError, AttributeError and others out of odd scalars
         return {}
     return value if isinstance(value, dict) else {}

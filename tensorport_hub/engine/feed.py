@@ -191,6 +191,7 @@ class Streamed(PartRun):
         while self.at < self._nbytes and not self.pulls:
             entry = self._queue.get()
             if entry is None:
+                self.end()  # for whoever drains once more
                 return
             self._count(*entry)
             entry[1].release()

@@ -10,7 +10,7 @@ from safetensors.numpy import save
 
 from tensorport_hub import convert
 from tensorport_hub.core.digest import pointer
-from tensorport_hub.errors import SourceError
+from tensorport_hub.errors import CheckpointError, SourceError
 
 
 @pytest.fixture
@@ -37,3 +37,13 @@ def test_names_that_differ_in_case_alone(model: Path, tmp_path: Path) -> None:
     convert(str(model), str(tmp_path / "out"))
     names = [path.name for path in (tmp_path / "out").iterdir() if path.name.lower() == "tokenizer.json"]
     assert len(names) == 1
+
+
+def test_texts_that_would_take_minutes(model: Path, tmp_path: Path) -> None:
+    """Metadata of half a megabyte is no card's; a configuration of 40 MB is refused by its size."""
+    (model / "README.md").write_bytes(b"---\nlicense: 1" + b":59" * 200_000 + b"\n---\n")
+    convert(str(model), str(tmp_path / "out"))
+    assert b":59" not in (tmp_path / "out" / "README.md").read_bytes()
+    (model / "config.json").write_bytes(b'{"a":[' + b",".join([b"{}"] * 14_000_000) + b"]}")
+    with pytest.raises(CheckpointError, match="absurdly large"):
+        convert(str(model), str(tmp_path / "other"))

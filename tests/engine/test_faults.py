@@ -11,12 +11,16 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tensorport_hub.core.schedule import Schedule
 from tensorport_hub.engine import part as part_module
+from tensorport_hub.engine.blocks import StopFlag, Stopped
+from tensorport_hub.engine.feed import Streamed
 from tensorport_hub.engine.part import ATTEMPTS
+from tensorport_hub.engine.reader import Reader
+from tensorport_hub.engine.witness import Witness
 from tensorport_hub.errors import DestinationError, SourceError, TensorportError, VerificationError
 from tensorport_hub.ports import BytesRead, Event, PartDone, PartRetried, Receipt, Sink
 from tests.engine.models import (
@@ -328,6 +332,33 @@ class _Late:
         return self._sink.open(path, size)
 
 
+def test_what_ended_can_be_drained_again() -> None:
+    """A worker whose file fails drains its part, and once more when it can't be made again: neither waits."""
+    plan = plan_of(MemorySource(FILES))
+    part = plan.parts[0]
+    run = Streamed(part, plan.recipes[part.recipe].decoder, Witness())
+    run.end()
+    run.drain()
+    run.drain()
+    with pytest.raises(Stopped):
+        next(run.pieces(Reader(MemorySource(FILES), Witness(), 1000, StopFlag(), print)))
+
+
+@example(
+    where="write",
+    pattern="*",
+    byte=0,
+    times=2,
+    transient=True,
+    drops=2,
+    path="m-0*",
+    at=943,
+    after=0,
+    block=300,
+    workers=1,
+    lanes=1,
+    shard_size=9000,
+)
 @settings(max_examples=120, deadline=None)
 @given(
     where=st.sampled_from(["open", "write", "finish", "truncate"]),
