@@ -14,7 +14,8 @@ from tensorport_hub.core.plan import Plan
 from tensorport_hub.core.tensor import shorten
 from tensorport_hub.destination import Opened, Publication, readable, whole
 from tensorport_hub.edge.http import Http
-from tensorport_hub.edge.hub_client import HubClient, RepoState
+from tensorport_hub.edge.hub_answers import RepoState
+from tensorport_hub.edge.hub_client import HubClient
 from tensorport_hub.edge.hub_find import open_work
 from tensorport_hub.edge.hub_journal import HubJournal
 from tensorport_hub.edge.hub_lfs import LfsSession

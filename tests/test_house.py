@@ -60,6 +60,7 @@ IN_EDGE = {
     "edge.journal": 0,
     "edge.staging": 0,
     "edge.pace": 0,
+    "edge.hub_answers": 0,
     "edge.hub_client": 1,
     "edge.hub_xet": 2,
     "edge.hub_lfs": 2,

@@ -14,7 +14,6 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -42,41 +41,16 @@ from huggingface_hub.utils._headers import build_hf_headers
 from huggingface_hub.utils._http import fix_hf_endpoint_in_url, get_session, hf_raise_for_status
 
 from tensorport_hub import __version__
-from tensorport_hub.core.digest import SourceFile
-from tensorport_hub.core.filenames import is_inside
 from tensorport_hub.core.tensor import shorten
 from tensorport_hub.edge.http import Refusal, failure
+from tensorport_hub.edge.hub_answers import COMMIT, LfsUpload, RepoState, listed, upload_of
 from tensorport_hub.edge.pace import pace_of
 from tensorport_hub.errors import DestinationError, SourceError, TensorportError, UseError
 from tensorport_hub.ports import Receipt
 
 T = TypeVar("T")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 """What may stand in a header: libraries print a header that they refuse."""
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-@dataclass(frozen=True)
-class RepoState:
-    """A repository at a commit, as the Hub's API describes it."""
-
-    repo_id: str
-    commit: str
-    private: bool
-    gated: bool
-    files: tuple[SourceFile, ...]
-
-
-@dataclass(frozen=True)
-class LfsUpload:
-    """How an LFS server wants one object: a single PUT, or parts of `part_size` bytes."""
-
-    href: str
-    headers: dict[str, str]
-    part_size: int | None
-    part_urls: tuple[str, ...]
-    verify: str | None
 
 
 class HubClient:
@@ -115,8 +89,8 @@ class HubClient:
 
         def look(api: HfApi) -> RepoState:
             info = api.model_info(repo_id, revision=revision, files_metadata=True)
-            files = tuple(_listed(s) for s in sorted(info.siblings or [], key=lambda s: s.rfilename))
-            if not isinstance(info.sha, str) or not _COMMIT.fullmatch(info.sha):
+            files = tuple(listed(s) for s in sorted(info.siblings or [], key=lambda s: s.rfilename))
+            if not isinstance(info.sha, str) or not COMMIT.fullmatch(info.sha):
                 raise ValueError(f"commit {info.sha!r}")
             return RepoState(repo_id, info.sha, bool(info.private), bool(info.gated), files)
 
@@ -176,7 +150,7 @@ class HubClient:
                 raise DestinationError(f"`{receipt.path}` is refused by the LFS server: {said}")
             if [one["oid"] for one in objects] != [receipt.sha256]:
                 raise ValueError("it is not about the object that was asked for")
-            return _upload(objects[0].get("actions") or {})
+            return upload_of(objects[0].get("actions") or {})
 
         return self.call(ask, f"upload of `{receipt.path}`")
 
@@ -286,42 +260,6 @@ def _found_token() -> str | None:
             f"trusted publishing for `{os.environ.get('HF_OIDC_RESOURCE')}` failed: {error}",
             hint="the job needs `id-token: write`, and its claims must be among the Trusted Publishers",
         ) from None
-
-
-def _upload(actions: dict[str, Any]) -> LfsUpload | None:
-    """What a batch answer asks for; None where it asks for nothing: the object is there."""
-    if "upload" not in actions:
-        return None
-    upload, verify = actions["upload"], actions.get("verify")
-    headers = {str(k): str(v) for k, v in (upload.get("header") or {}).items()}
-    part_size = headers.pop("chunk_size", None)
-    urls = [headers.pop(key) for key in sorted((k for k in headers if k.isdigit()), key=int)]
-    return LfsUpload(
-        str(upload["href"]),
-        headers,
-        int(part_size) if part_size else None,
-        tuple(urls),
-        str(verify["href"]) if verify else None,
-    )
-
-
-def _listed(sibling: Any) -> SourceFile:
-    """A file of a listing.
-
-    Raises:
-        ValueError: what it says is no path, size or digest.
-    """
-    path, size = sibling.rfilename, 0 if sibling.size is None else sibling.size
-    sha256 = sibling.lfs.sha256 if sibling.lfs else None
-    oid = None if sibling.lfs else sibling.blob_id
-    if not isinstance(path, str) or not is_inside(path):
-        raise ValueError(f"file name {path!r}")
-    if type(size) is not int or size < 0:
-        raise ValueError(f"size {size!r} of {path!r}")
-    for digest, pattern in ((sha256, _SHA256), (oid, _COMMIT)):
-        if digest is not None and not (isinstance(digest, str) and pattern.fullmatch(digest)):
-            raise ValueError(f"digest {digest!r} of {path!r}")
-    return SourceFile(path, size, sha256, oid)
 
 
 class _Absent(DestinationError):

@@ -18,7 +18,8 @@ from typing import IO, Any
 from urllib.parse import urlsplit
 
 from tensorport_hub.edge.http import Http, failure
-from tensorport_hub.edge.hub_client import HubClient, LfsUpload
+from tensorport_hub.edge.hub_answers import LfsUpload
+from tensorport_hub.edge.hub_client import HubClient
 from tensorport_hub.edge.retry import retried
 from tensorport_hub.edge.staging import Spool, Staging
 from tensorport_hub.errors import DestinationError

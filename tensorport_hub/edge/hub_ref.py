@@ -10,7 +10,8 @@ import threading
 from collections.abc import Collection, Mapping, Sequence
 
 from tensorport_hub.core.digest import SourceFile, blob_oid
-from tensorport_hub.edge.hub_client import HubClient, RepoState
+from tensorport_hub.edge.hub_answers import RepoState
+from tensorport_hub.edge.hub_client import HubClient
 from tensorport_hub.edge.retry import ATTEMPTS, pause, retried
 from tensorport_hub.errors import DestinationError, TensorportError
 from tensorport_hub.ports import Receipt, Report

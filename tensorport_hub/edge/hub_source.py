@@ -19,7 +19,8 @@ import urllib3
 
 from tensorport_hub.core.digest import SourceFile
 from tensorport_hub.edge import http
-from tensorport_hub.edge.hub_client import HubClient, RepoState
+from tensorport_hub.edge.hub_answers import RepoState
+from tensorport_hub.edge.hub_client import HubClient
 from tensorport_hub.edge.retry import ATTEMPTS, pause
 from tensorport_hub.errors import SourceError, TensorportError
 from tensorport_hub.ports import Report

@@ -1,0 +1,71 @@
+"""What the Hub answers, taken at its word only where it makes sense."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from tensorport_hub.core.digest import SourceFile
+from tensorport_hub.core.filenames import is_inside
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class RepoState:
+    """A repository at a commit, as the Hub's API describes it."""
+
+    repo_id: str
+    commit: str
+    private: bool
+    gated: bool
+    files: tuple[SourceFile, ...]
+
+
+@dataclass(frozen=True)
+class LfsUpload:
+    """How an LFS server wants one object: a single PUT, or parts of `part_size` bytes."""
+
+    href: str
+    headers: dict[str, str]
+    part_size: int | None
+    part_urls: tuple[str, ...]
+    verify: str | None
+
+
+def upload_of(actions: dict[str, Any]) -> LfsUpload | None:
+    """What a batch answer asks for; None where it asks for nothing: the object is there."""
+    if "upload" not in actions:
+        return None
+    upload, verify = actions["upload"], actions.get("verify")
+    headers = {str(k): str(v) for k, v in (upload.get("header") or {}).items()}
+    part_size = headers.pop("chunk_size", None)
+    urls = [headers.pop(key) for key in sorted((k for k in headers if k.isdigit()), key=int)]
+    return LfsUpload(
+        str(upload["href"]),
+        headers,
+        int(part_size) if part_size else None,
+        tuple(urls),
+        str(verify["href"]) if verify else None,
+    )
+
+
+def listed(sibling: Any) -> SourceFile:
+    """A file of a listing.
+
+    Raises:
+        ValueError: what it says is no path, size or digest.
+    """
+    path, size = sibling.rfilename, 0 if sibling.size is None else sibling.size
+    sha256 = sibling.lfs.sha256 if sibling.lfs else None
+    oid = None if sibling.lfs else sibling.blob_id
+    if not isinstance(path, str) or not is_inside(path):
+        raise ValueError(f"file name {path!r}")
+    if type(size) is not int or size < 0:
+        raise ValueError(f"size {size!r} of {path!r}")
+    for digest, pattern in ((sha256, _SHA256), (oid, COMMIT)):
+        if digest is not None and not (isinstance(digest, str) and pattern.fullmatch(digest)):
+            raise ValueError(f"digest {digest!r} of {path!r}")
+    return SourceFile(path, size, sha256, oid)
