@@ -38,7 +38,9 @@ def mirror_json(result: MirrorResult) -> dict[str, Any]:
 
 
 def manifest_place(result: MirrorResult) -> str:
-    """Where the manifest is to be read: a URL of this very commit, or a path."""
+    """Where the manifest is to be read: a URL of this very commit, a path, or what `git show` calls it."""
+    if result.commit_url is None and result.commit is not None:
+        return f"{result.commit}:{manifest.PATH}"
     if result.commit_url is None:
         return str(Path(result.destination, manifest.PATH))
     repository, _, commit = result.commit_url.rpartition("/commit/")

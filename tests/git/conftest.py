@@ -22,7 +22,7 @@ from tensorport_hub.devhub import DevHub
 from tensorport_hub.edge import retry
 from tensorport_hub.engine import part
 from tests.git.front import Front, Lfs, giftless, mercurial
-from tests.git.sizes import MODEL, SOURCE
+from tests.git.sizes import FULL, MODEL, SOURCE
 
 KINDS = ("bare path", "giftless", "mercurial")
 
@@ -185,9 +185,9 @@ def host_of(tmp_path: Path, lfs_of: Callable[[str], tuple[Path, Lfs]]) -> Iterat
         yield make
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=KINDS if FULL else KINDS[:2])
 def host(host_of: Callable[[str], Host], request: pytest.FixtureRequest) -> Host:
-    """An empty remote of each kind."""
+    """An empty remote: in a folder, and behind a server; of each kind in the full set."""
     return host_of(request.param)
 
 

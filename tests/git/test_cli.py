@@ -27,13 +27,17 @@ def test_the_verbs(hub: DevHub, host_of: Callable[[str], Host], tmp_path: Path) 
     """`plan`, `mirror`, `mirror` again, `verify`: what each says, for people and as JSON."""
     host = host_of("giftless")
     shown = host.url.removeprefix("git+")
-    planned = tool(tmp_path, "plan", SOURCE, host.url, "--max-disk", "1MB")
+    planned = tool(tmp_path, "plan", SOURCE, host.url, "--max-disk", "1MB", "--rate", "1MB/s", "--strict")
     assert planned.returncode == 0, planned.stderr
     assert f"{shown} (new)" in planned.stdout
     assert "kB of staging" in planned.stdout
-    made = tool(tmp_path, "mirror", SOURCE, host.url, "--author", "Jo <jo@example.org>", "--json")
+    options = ["--author", "Jo <jo@example.org>", "--report", "report.html", "--json"]
+    made = tool(tmp_path, "mirror", SOURCE, host.url, *options)
     assert made.returncode == 0, made.stderr
-    assert json.loads(made.stdout)["commit"] == host.branches()["main"]
+    assert shown in (tmp_path / "report.html").read_text()
+    said = json.loads(made.stdout)
+    assert said["commit"] == host.branches()["main"]
+    assert '"files"' in host.git("show", said["manifest"])
     assert host.git("log", "-1", "--format=%an", "main") == "Jo"
     again = tool(tmp_path, "mirror", SOURCE, host.url)
     assert f"unchanged: {shown}" in again.stdout

@@ -49,22 +49,27 @@ def front(host: Host) -> Front:
 class TestRefusals:
     """Exit 5, the file by name, the host's words; nothing published, what is there stays."""
 
-    @pytest.mark.parametrize(
-        ("status", "words", "hint"),
+    @few(
+        "method, status, words, hint",
         [
-            (413, "too large for us", "--shard-size"),
-            (422, "unprocessable", ""),
-            (507, "Insufficient storage", "--shard-size"),
-            (403, "you may not", ""),
+            ("POST", 413, "too large for us", "--shard-size"),
+            ("POST", 403, "you may not", ""),
+            ("PUT", 422, "unprocessable", ""),
+            ("PUT", 507, "Insufficient storage", "--shard-size"),
+        ],
+        [
+            ("PUT", 413, "too large for us", "--shard-size"),
+            ("PUT", 403, "you may not", ""),
+            ("POST", 422, "unprocessable", ""),
+            ("POST", 507, "Insufficient storage", "--shard-size"),
         ],
     )
-    @pytest.mark.parametrize("method", ["PUT", "POST"])
     def test_an_object_is_refused(
         self, giftless: Host, method: str, status: int, words: str, hint: str
     ) -> None:
         """By the batch API, or when it is uploaded."""
         path = "*/objects/batch" if method == "POST" else "*"
-        fault = Fault(method, path, status, body=f'{{"message": "{words}"}}', after=2, times=None)
+        fault = Fault(method, path, status, body=f'{{"message": "{words}"}}', after=1, times=None)
         front(giftless).faults.append(fault)
         with pytest.raises(
             DestinationError, match=r"`shard_000/layers\.0\.w\d\.npy` \(100128 bytes\)"
@@ -77,22 +82,22 @@ class TestRefusals:
         front(giftless).faults.clear()
         front(giftless).seen.clear()
         run(giftless)
-        assert len([seen for seen in front(giftless).seen if seen.method == "PUT"]) == PARTS - 2
+        assert len([seen for seen in front(giftless).seen if seen.method == "PUT"]) == PARTS - 1
 
     def test_wrong_bytes_are_refused_by_a_server_that_looks(
         self, mercurial: Host, read_back: ReadBack
     ) -> None:
         """One bit flips on the way: the server answers 422, and the run ends."""
-        front(mercurial).faults.append(Fault("PUT", "*", damage=True, after=2, times=None))
+        front(mercurial).faults.append(Fault("PUT", "*", damage=True, after=1, times=None))
         with pytest.raises(DestinationError, match=r"layers\.0\.w\d\.npy"):
             run(mercurial, workers=1)
         assert mercurial.branches() == {}
 
     def test_an_object_that_is_not_kept(self, giftless: Host) -> None:
         """The server says that it took a file, and has not: nothing is published, the file is named."""
-        front(giftless).faults.append(Fault("PUT", "*", 200, after=2))
+        front(giftless).faults.append(Fault("PUT", "*", 200, after=1))
         front(giftless).faults.append(Fault("POST", "*/verify", 200, body="{}", times=None))
-        with pytest.raises(DestinationError, match=r"has not kept `shard_000/layers\.0\.w2\.npy`"):
+        with pytest.raises(DestinationError, match=r"has not kept `shard_000/layers\.0\.w1\.npy`"):
             run(giftless, workers=1)
         assert giftless.branches() == {}
 
@@ -101,18 +106,14 @@ class TestRefusals:
         [
             (500, "*/git-receive-pack"),
             (502, "*/info/refs"),
-            (503, "*/info/refs"),
+            (503, "*/objects/batch"),
             (500, "*/storage/*"),
-            (502, "*/objects/batch"),
-            (503, "*/storage/*"),
         ],
         [
-            (500, "*/info/refs"),
-            (502, "*/git-receive-pack"),
-            (503, "*/git-receive-pack"),
-            (500, "*/objects/batch"),
-            (502, "*/storage/*"),
-            (503, "*/objects/batch"),
+            *[(status, "*/info/refs") for status in (500, 503)],
+            *[(status, "*/git-receive-pack") for status in (502, 503)],
+            *[(status, "*/objects/batch") for status in (500, 502)],
+            *[(status, "*/storage/*") for status in (502, 503)],
         ],
     )
     def test_passing_faults_pass(self, giftless: Host, read_back: ReadBack, path: str, status: int) -> None:

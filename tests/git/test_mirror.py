@@ -17,8 +17,8 @@ from tensorport_hub.devhub import DevHub
 from tensorport_hub.errors import DestinationError, LimitError, UseError
 from tensorport_hub.results import MirrorResult
 from tests.e2e.reading import folder_contents
-from tests.git.conftest import Host, commit_by_hand, git
-from tests.git.sizes import EVERY, FILES, MODEL, SOURCE, TENSORS
+from tests.git.conftest import KINDS, Host, commit_by_hand, git
+from tests.git.sizes import EVERY, FILES, MODEL, SOURCE, TENSORS, few
 
 ALL = list(ENCODINGS)
 ReadBack = Callable[..., dict[str, bytes]]
@@ -35,6 +35,7 @@ def run(host: Host, **options: Any) -> MirrorResult:
     return mirror(SOURCE, host.url, **{"workers": 2, **options})
 
 
+@pytest.mark.parametrize("host", KINDS, indirect=True)
 @pytest.mark.parametrize("every", [EVERY, "1GB"], ids=["checkpoints", "one commit"])
 def test_the_mirror_is_that_of_a_folder(
     host: Host, expected: dict[str, bytes], read_back: ReadBack, every: Any
@@ -51,7 +52,12 @@ def test_the_mirror_is_that_of_a_folder(
     assert not host.git("log", "--format=%H", "--", ".tensorport")
 
 
-@pytest.mark.parametrize("every", [EVERY, "1GB"], ids=["checkpoints", "one commit"])
+@few(
+    "host, every",
+    [("bare path", "1GB"), ("giftless", EVERY)],
+    [("bare path", EVERY), ("giftless", "1GB"), ("mercurial", EVERY), ("mercurial", "1GB")],
+    indirect=["host"],
+)
 def test_again_there_is_nothing_to_do(hub: DevHub, host: Host, every: Any) -> None:
     """A second run reads no weights, sends nothing, and commits nothing; `restart` makes it again, and finds
     it the same."""

@@ -20,7 +20,7 @@ from tensorport_hub.errors import LimitError, TensorportError
 from tensorport_hub.ports import Receipt, Sink
 from tests.contracts.journal import JournalContract, JournalOf
 from tests.contracts.sink import SinkContract, SinkOf
-from tests.git.conftest import Host, git
+from tests.git.conftest import KINDS, Host, git
 
 MAIN = "refs/heads/main"
 KEY = "ab" * 32
@@ -215,6 +215,7 @@ def test_blobs_stay_where_they_are(host_of: Callable[[str], Host], tmp_path: Pat
     remote.git.close()
 
 
+@pytest.mark.parametrize("host", KINDS, indirect=True)
 def test_what_the_server_lacks(host: Host) -> None:
     """Asked for objects, a remote names those that it has not, whatever its branches say."""
     sink = open_sink(host)
