@@ -63,7 +63,7 @@ def test_hf_runs_the_program(hf: dict[str, str]) -> None:
     """`hf tensorport` is this program under its own name, and `hf` lists it among its commands."""
     said = run(hf, "tensorport", "--version")
     assert (said.returncode, said.stdout) == (0, f"hf tensorport, version {__version__}\n")
-    assert "Usage: hf tensorport mirror [OPTIONS] SRC [DST]" in run(hf, "tensorport", "mirror", "-h").stdout
+    assert "Usage: hf tensorport mirror [OPTIONS] [SRC] [DST]" in run(hf, "tensorport", "mirror", "-h").stdout
     assert "someone/hf-tensorport" in run(hf, "extensions", "list").stdout
     assert "tensorport" in run(hf, "--help").stdout
     assert run(hf, "extensions", "exec", "tensorport", "--", "--version").stdout == said.stdout
