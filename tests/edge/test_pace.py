@@ -117,4 +117,7 @@ def test_the_other_window_stays_open(tmp_path: Path) -> None:
             client.repo_state("a/b", None, SourceError)
         with pytest.raises(SourceError, match="waits for the rate limit"):
             client.repo_state("a/b", None, SourceError)
-        assert client.read_file("a/b", "config.json", commit) == b"{}"
+        events: list[Event] = []
+        read = retried(lambda: client.read_file("a/b", "config.json", commit), events.append)
+        assert read == b"{}"
+        assert not [e for e in events if isinstance(e, Waiting) and "rate limit" in e.reason]
