@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from abc import ABC, abstractmethod
 from typing import IO
 
 from tensorport_hub.errors import DestinationError, LimitError
@@ -48,7 +49,7 @@ class Staging:
             self._changed.notify_all()
 
 
-class Spool:
+class Spool(ABC):
     """One file: written to `file`, hashed on the way, sent when finished. What sends it subclasses."""
 
     def __init__(self, staging: Staging, path: str, size: int, file: IO[bytes]) -> None:
@@ -79,13 +80,13 @@ class Spool:
         self.abort()
         return receipt
 
+    @abstractmethod
     def send(self, receipt: Receipt) -> None:
         """Bring the file to where it goes.
 
         Raises:
             DestinationError: it can't be brought there.
         """
-        raise NotImplementedError
 
     def abort(self) -> None:
         if self._open:

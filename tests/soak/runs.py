@@ -80,7 +80,6 @@ class Counts:
     trials: int = 0
     bytes_compared: int = 0
     bytes_lost: int = 0
-    resumed: int = 0
 
 
 @dataclass
