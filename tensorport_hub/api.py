@@ -16,12 +16,11 @@ from typing import Any
 from tensorport_hub import asked, pages
 from tensorport_hub.audit import Audit
 from tensorport_hub.core.journal import Progress
-from tensorport_hub.core.mirror import Mirror
 from tensorport_hub.edge.local import parse_folder
 from tensorport_hub.edge.page import Page
 from tensorport_hub.engine import run
 from tensorport_hub.errors import CheckpointError, LossError, UseError
-from tensorport_hub.job import Job, Limits
+from tensorport_hub.job import Job, Limits, Made
 from tensorport_hub.meter import Meter
 from tensorport_hub.outlook import outlook, parse_rate
 from tensorport_hub.ports import Committed, Event, Planned, Published
@@ -119,13 +118,14 @@ def mirror(
         return result
 
 
-def _carried_out(job: Job) -> tuple[Mirror, Published]:
+def _carried_out(job: Job) -> tuple[Made, Published]:
     """Make what is left to make, and publish."""
     opened = job.open()
     sink, journal = opened.sink, opened.journal
     try:
         if opened.published is not None:
-            return opened.published
+            there, published = opened.published
+            return Made.of(there), published
         outcome = run(
             job.plan,
             job.source,

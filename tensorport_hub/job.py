@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,7 +25,6 @@ from tensorport_hub.core.location import (
     parse_destination,
 )
 from tensorport_hub.core.mirror import Mirror
-from tensorport_hub.core.mirror import read as read_mirror
 from tensorport_hub.core.plan import Options
 from tensorport_hub.core.schedule import Schedule
 from tensorport_hub.core.size import parse_size
@@ -67,6 +67,18 @@ class Limits:
 def _processors() -> int:
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a run publishes, or finds published: the manifest's bytes, and what rounding cost each tensor."""
+
+    manifest: bytes
+    losses: Mapping[str, tuple[int, int]]
+
+    @classmethod
+    def of(cls, mirror: Mirror) -> Made:
+        return cls(manifest.text(mirror.text), mirror.losses)
 
 
 class Job(Reading):
@@ -201,16 +213,17 @@ class Job(Reading):
         fingerprint, stamp = self.plan.fingerprint, self.source.stamp
         return hashlib.sha256(f"{fingerprint}{stamp}".encode()).hexdigest() if stamp else fingerprint
 
-    def standing(self) -> tuple[Mirror, Published] | None:
+    def standing(self) -> tuple[Made, Published] | None:
         """What the destination holds, where a run would make the same."""
-        return None if self._publication.restart else self.destination.standing(self.plan, self.key)
+        there = None if self._publication.restart else self.destination.standing(self.plan, self.key)
+        return None if there is None else (Made.of(there[0]), there[1])
 
     def open(self) -> Opened:
         """The sink and the journal; a missing repository is created here."""
         plan = self.plan
         return self.destination.open(plan, self.key, writers=self.allotment().workers * plan.files_at_once)
 
-    def publish(self, sink: Sink, outcome: Outcome) -> tuple[Mirror, Published]:
+    def publish(self, sink: Sink, outcome: Outcome) -> tuple[Made, Published]:
         """Carried files, card and manifest, then the commit."""
         plan, survey = self.plan, self.survey
         small = small_files(plan, survey, self.source, losses=outcome.losses)
@@ -225,21 +238,23 @@ class Job(Reading):
             losses=outcome.losses,
         )
         sink.put(manifest.PATH, built)
-        return read_mirror(built), sink.commit(outcome.receipts)
+        lost = {plan.recipes[i].name: (of.overflow, of.underflow) for i, of in outcome.losses.items()}
+        return Made(built, lost), sink.commit(outcome.receipts)
 
-    def result(self, made: Mirror, published: Published, seconds: float) -> MirrorResult:
+    def result(self, made: Made, published: Published, seconds: float) -> MirrorResult:
         meter, plan = self.meter, self.plan
         return MirrorResult(
             published.location,
             published.commit,
             published.url,
             published.pr_url,
-            made.text,
+            made.manifest,
             made.losses,
             tuple(meter.warnings),
             Stats(
                 len(plan.recipes),
                 plan.parameters,
+                plan.shards,
                 len(plan.outputs),
                 meter.kept,
                 meter.resumed,

@@ -15,7 +15,7 @@ from tensorport_hub.core.digest import SourceFile
 from tensorport_hub.core.journal import Entry, Progress
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Receipt:
     """What a sink holds after a write: the path, its exact size, and the sha256 of its content (hex)."""
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from tensorport_hub.core.forecast import Forecast
+from tensorport_hub.core.manifest import parse
 from tensorport_hub.core.plan import Plan
 from tensorport_hub.core.proof import Fault
 from tensorport_hub.errors import TensorportError
@@ -17,13 +19,14 @@ class Stats:
     """What a run cost.
 
     Attributes:
-        parts: files of weights that the mirror has.
+        parts: files of weights that the mirror has, in `shards` of all formats together.
         parts_kept: those of them that stood at the destination already, made of the same bytes.
         parts_resumed: those that an interrupted run had made.
     """
 
     tensors: int
     parameters: int
+    shards: int
     parts: int
     parts_kept: int
     parts_resumed: int
@@ -45,7 +48,7 @@ class MirrorResult:
         commit_url: page of the commit; None for a folder.
         commit: what readers see; with `pr_url`, the head of the pull request; None for a folder.
         pr_url: page of the pull request, where one is left open.
-        manifest: manifest.json, parsed.
+        manifest_json: manifest.json, byte for byte.
         losses: tensor name -> (overflows, underflows), where rounding cost anything.
         changed: False where the destination held exactly this already.
     """
@@ -54,11 +57,16 @@ class MirrorResult:
     commit: str | None
     commit_url: str | None
     pr_url: str | None
-    manifest: Mapping[str, Any] = field(repr=False)
+    manifest_json: bytes = field(repr=False)
     losses: Mapping[str, tuple[int, int]]
     warnings: tuple[str, ...]
     stats: Stats
     changed: bool
+
+    @cached_property
+    def manifest(self) -> Mapping[str, Any]:
+        """manifest.json, parsed when it is first asked for: that of 240,000 tensors takes a gigabyte."""
+        return parse(self.manifest_json)
 
 
 @dataclass(frozen=True)

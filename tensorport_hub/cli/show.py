@@ -32,9 +32,15 @@ def _fallback(value: object) -> Any:
 
 def mirror_json(result: MirrorResult) -> dict[str, Any]:
     """What `mirror --json` prints: the result without the whole manifest."""
-    shown = {f.name: getattr(result, f.name) for f in fields(result) if f.name not in ("manifest", "stats")}
-    made = {"manifest": manifest_place(result), "totals": result.manifest["totals"]}
-    return {**shown, **made, "stats": asdict(result.stats)}
+    apart, stats = ("manifest_json", "stats"), result.stats
+    shown = {f.name: getattr(result, f.name) for f in fields(result) if f.name not in apart}
+    totals = {
+        "tensors": stats.tensors,
+        "parameters": stats.parameters,
+        "bytes": stats.bytes_published,
+        "shards": stats.shards,
+    }
+    return {**shown, "manifest": manifest_place(result), "totals": totals, "stats": asdict(stats)}
 
 
 def manifest_place(result: MirrorResult) -> str:

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 _SAFE = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
+_PLAIN = re.compile(r"[A-Za-z0-9._-]*")
 _LONGEST = 200
 _PART = re.compile(r"\.part-\d{5,}-of-\d{5,}$", re.IGNORECASE)
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\.|$)", re.IGNORECASE)
@@ -30,7 +31,9 @@ def is_inside(path: str) -> bool:
 
 def encode(name: str) -> str:
     """`name` with unsafe bytes percent-encoded: injective, ASCII, without `/`."""
-    encoded = "".join(chr(b) if b in _SAFE else f"%{b:02X}" for b in name.encode("utf-8"))
+    encoded = name
+    if not _PLAIN.fullmatch(name):
+        encoded = "".join(chr(b) if b in _SAFE else f"%{b:02X}" for b in name.encode("utf-8"))
     if _RESERVED.match(encoded) or encoded.startswith("."):
         encoded = f"%{ord(encoded[0]):02X}{encoded[1:]}"
     return encoded

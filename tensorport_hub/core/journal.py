@@ -26,7 +26,7 @@ FORMAT = "tensorport.journal/1"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class MadeFile:
     """The sink holds output file `index` of the plan.
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
 
@@ -31,7 +31,7 @@ SHARD_FILES = 4096
 LARGEST_SHARD = 2_000_000_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Piece:
     """Rows `rows[0]:rows[1]` of a recipe's output, under the name `key`; a 0-d tensor has rows (0, 1)."""
 
@@ -40,7 +40,7 @@ class Piece:
     key: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class OutFile:
     """One file of weights, and what stands in it, in order."""
 
@@ -52,7 +52,7 @@ class OutFile:
     pieces: tuple[Piece, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Target:
     """A file that takes a part's rows, as rows of a recipe's output."""
 
@@ -60,7 +60,7 @@ class Target:
     recipe: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Part:
     """Items `items[0]:items[1]` of a recipe's decoder, which are rows `rows[0]:rows[1]` of all `targets`."""
 
@@ -91,7 +91,11 @@ def entry(recipe: Recipe, piece: Piece, form: str) -> Entry:
 
 def frame(recipes: Sequence[Recipe], file: OutFile) -> Frame:
     """The literal bytes of a file, and where its tensors stand."""
-    return ENCODINGS[file.format].frame([entry(recipes[p.recipe], p, file.format) for p in file.pieces])
+    return _frame(recipes, file.format, file.pieces)
+
+
+def _frame(recipes: Sequence[Recipe], form: str, pieces: Sequence[Piece]) -> Frame:
+    return ENCODINGS[form].frame([entry(recipes[piece.recipe], piece, form) for piece in pieces])
 
 
 def lay_out(
@@ -127,8 +131,7 @@ def make_file(
     recipes: Sequence[Recipe], index: int, form: str, shard: int, path: str, pieces: Sequence[Piece]
 ) -> OutFile:
     """A file of these pieces; its size follows."""
-    file = OutFile(index, form, shard, path, 0, tuple(pieces))
-    return replace(file, size=frame(recipes, file).size)
+    return OutFile(index, form, shard, path, _frame(recipes, form, pieces).size, tuple(pieces))
 
 
 def _cut_all(recipes: Sequence[Recipe], shard_size: int, encodings: Sequence[Encoding]) -> list[Named]:
@@ -233,6 +236,7 @@ def cut_parts(recipes: Sequence[Recipe], files: Sequence[OutFile]) -> tuple[Part
         for piece in file.pieces:
             takers[piece.recipe].append((piece.rows, file.index))
     parts: list[Part] = []
+    ranges: dict[Range, Range] = {}  # equal ones are one object: there are many tensors and few shapes
     for together in _joint(recipes, apart=is_ordered(files)):
         recipe = recipes[together[0]]
         edges = sorted({row for number in together for rows, _ in takers[number] for row in rows})
@@ -245,8 +249,9 @@ def cut_parts(recipes: Sequence[Recipe], files: Sequence[OutFile]) -> tuple[Part
                 if rows[0] <= start and stop <= rows[1]
             ]
             if targets:
-                items = (start * row_items, stop * row_items)
-                parts.append(Part(len(parts), together[0], (start, stop), items, tuple(targets)))
+                rows, items = (start, stop), (start * row_items, stop * row_items)
+                rows, items = ranges.setdefault(rows, rows), ranges.setdefault(items, items)
+                parts.append(Part(len(parts), together[0], rows, items, tuple(targets)))
     return tuple(parts)
 
 

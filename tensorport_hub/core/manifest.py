@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
 from typing import Any
 
 from tensorport_hub.core.decode.cast import Losses
@@ -20,6 +21,7 @@ from tensorport_hub.core.digest import blob_oid, pointer_oid
 from tensorport_hub.core.encode.table import ENCODINGS
 from tensorport_hub.core.layout import OutFile, Piece, frame, is_swapped
 from tensorport_hub.core.plan import Plan, dumps
+from tensorport_hub.core.ranges import Range
 from tensorport_hub.core.recipe import Recipe
 from tensorport_hub.core.tensor import shorten
 from tensorport_hub.errors import VerificationError
@@ -30,7 +32,7 @@ LARGEST = 1 << 29
 """Bytes that a manifest may have: that of 240,000 tensors takes about a third."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FileEntry:
     """A file of the mirror. `git_oid` is the blob that git stores: of the content, or of the LFS pointer."""
 
@@ -69,12 +71,7 @@ def build(
         losses: recipe number -> what rounding cost.
         original_config: text of the source's `config.json` where the mirror's differs.
     """
-    numbers = {file.path: i for i, file in enumerate(plan.files)}
-    stored: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for file, entry in zip(plan.outputs, weights, strict=True):
-        for piece, place in _places(plan, file, entry):
-            stored[piece.recipe].append(place)
-    manifest: dict[str, Any] = {
+    head: dict[str, Any] = {
         "schema": SCHEMA,
         "generator": {"name": "tensorport-hub", "version": plan.version},
         "source": {
@@ -90,18 +87,48 @@ def build(
             "bytes": plan.bytes_out,
             "shards": plan.shards,
         },
-        "tensors": {
-            recipe.name: _tensor(recipe, stored[i], numbers, losses.get(i))
-            for i, recipe in enumerate(plan.recipes)
-        },
-        "files": [asdict(entry) for entry in sorted([*weights, *small], key=lambda e: e.path)],
         "skipped": dict(plan.skipped),
     }
     if plan.packed:
-        manifest["packed"] = dict(plan.packed)
+        head["packed"] = dict(plan.packed)
     if original_config is not None:
-        manifest["original_config"] = original_config
-    return dumps(manifest) + b"\n"
+        head["original_config"] = original_config
+    files = sorted([*weights, *small], key=lambda entry: entry.path)
+    long: dict[str, Iterable[bytes]] = {
+        "files": _joined(b"[", (dumps(_file(entry)) for entry in files), b"]"),
+        "tensors": _joined(b"{", _tensors(plan, weights, losses), b"}"),
+    }
+    made = BytesIO()
+    for name in sorted([*head, *long]):
+        made.write((b"," if made.tell() else b"{") + dumps(name) + b":")
+        made.writelines(long.get(name, [dumps(head.get(name))]))
+    made.write(b"}\n")
+    return made.getvalue()
+
+
+def _joined(first: bytes, values: Iterable[bytes], last: bytes) -> Iterator[bytes]:
+    """JSON of an array or object, value by value: as Python's objects it would take many times the room."""
+    yield first
+    for number, value in enumerate(values):
+        yield b"," + value if number else value
+    yield last
+
+
+def _file(entry: FileEntry) -> dict[str, Any]:
+    return {"path": entry.path, "size": entry.size, "sha256": entry.sha256, "git_oid": entry.git_oid}
+
+
+def _tensors(plan: Plan, weights: Sequence[FileEntry], losses: Mapping[int, Losses]) -> Iterator[bytes]:
+    """The members of `tensors`, by name."""
+    numbers = {file.path: i for i, file in enumerate(plan.files)}
+    stored: dict[int, list[tuple[int, Range, int]]] = defaultdict(list)
+    for file in plan.outputs:
+        for piece, rows, offset in _places(plan, file):
+            stored[piece.recipe].append((file.index, rows, offset))
+    for i, recipe in sorted(enumerate(plan.recipes), key=lambda pair: pair[1].name):
+        found = stored.pop(i, [])
+        places = [_place(plan, recipe, plan.outputs[f], weights[f], rows, at) for f, rows, at in found]
+        yield dumps(recipe.name) + b":" + dumps(_tensor(recipe, places, numbers, losses.get(i)))
 
 
 def _source_file(path: str, size: int, stated: str | None, read: str | None) -> dict[str, Any]:
@@ -109,20 +136,27 @@ def _source_file(path: str, size: int, stated: str | None, read: str | None) -> 
     return {"path": path, "size": size, "sha256": stated or read, "verified": verified}
 
 
-def _places(plan: Plan, file: OutFile, entry: FileEntry) -> Iterator[tuple[Piece, dict[str, Any]]]:
-    """Where each piece of a file stands in it; a .npy file needs no telling."""
+def _places(plan: Plan, file: OutFile) -> Iterator[tuple[Piece, Range, int]]:
+    """Which rows of each piece of a file stand in it, and where their data begins."""
     made = frame(plan.recipes, file)
     for segment, offset in zip(made.segments, made.offsets, strict=True):
         piece = file.pieces[segment.entry]
-        rows = [piece.rows[0] + row for row in segment.rows]
-        place = {"file": entry.path, "sha256": entry.sha256, "size": entry.size, "rows": rows}
-        if ENCODINGS[file.format].container:
-            place["offset"] = offset
-        if is_swapped(plan.recipes[piece.recipe], file.format):
-            place["swapped"] = True
-        if len(plan.options.formats) > 1:
-            place["format"] = file.format
-        yield piece, place
+        first, last = segment.rows
+        yield piece, (piece.rows[0] + first, piece.rows[0] + last), offset
+
+
+def _place(
+    plan: Plan, recipe: Recipe, file: OutFile, entry: FileEntry, rows: Range, offset: int
+) -> dict[str, Any]:
+    """The same as the manifest says it; a .npy file needs no telling where."""
+    place = {"file": entry.path, "sha256": entry.sha256, "size": entry.size, "rows": [*rows]}
+    if ENCODINGS[file.format].container:
+        place["offset"] = offset
+    if is_swapped(recipe, file.format):
+        place["swapped"] = True
+    if len(plan.options.formats) > 1:
+        place["format"] = file.format
+    return place
 
 
 def _tensor(
@@ -155,6 +189,11 @@ def _tensor(
     if lost is not None:
         entry["losses"] = {"overflow": lost.overflow, "underflow": lost.underflow}
     return entry
+
+
+def text(value: Mapping[str, Any]) -> bytes:
+    """A manifest's JSON values as its bytes."""
+    return dumps(value) + b"\n"
 
 
 def parse(data: bytes) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
@@ -91,8 +91,12 @@ class Plan:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 (hex) of the plan's JSON: equal exactly where the same bytes will come out."""
-        return hashlib.sha256(dumps(self.to_json())).hexdigest()
+        """sha256 (hex) over the plan's JSON, row by row: equal exactly where the same bytes will come out."""
+        digest = hashlib.sha256(dumps(self._head()))
+        for rows in (self._recipe_rows(), self._output_rows()):
+            for row in rows:
+                digest.update(b"\n" + dumps(row))
+        return digest.hexdigest()
 
     @cached_property
     def read_whole(self) -> frozenset[str]:
@@ -162,22 +166,27 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """JSON values; `Plan.from_json` of them equals this plan."""
-        index = {file.path: i for i, file in enumerate(self.files)}
+        return {**self._head(), "recipes": [*self._recipe_rows()], "outputs": [*self._output_rows()]}
+
+    def _head(self) -> dict[str, Any]:
         return {
             "version": self.version,
             "repo": self.repo,
             "commit": self.commit,
             "options": self.options.to_json(),
             "files": [[f.path, f.size, f.sha256, f.git_oid, f.data_start] for f in self.files],
-            "recipes": [_recipe_json(recipe, index) for recipe in self.recipes],
-            "outputs": [
-                [f.format, f.shard, f.path, f.size, [[p.recipe, [*p.rows], p.key] for p in f.pieces]]
-                for f in self.outputs
-            ],
             "skipped": dict(self.skipped),
             "partial": list(self.partial),
             "packed": dict(self.packed),
         }
+
+    def _recipe_rows(self) -> Iterator[list[Any]]:
+        index = {file.path: i for i, file in enumerate(self.files)}
+        return (_recipe_json(recipe, index) for recipe in self.recipes)
+
+    def _output_rows(self) -> Iterator[list[Any]]:
+        for f in self.outputs:
+            yield [f.format, f.shard, f.path, f.size, [[p.recipe, [*p.rows], p.key] for p in f.pieces]]
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Plan:

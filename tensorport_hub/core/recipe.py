@@ -83,7 +83,7 @@ _SCALE_BESIDE = ("_scale", "_scale_inv", "_weight_scale")
 _GPT_OSS_EXPERTS = (".mlp.experts.gate_up_proj", ".mlp.experts.down_proj")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Recipe:
     """One output tensor: what decodes it, and the dtype that its elements are rounded to.
 

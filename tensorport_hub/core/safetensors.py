@@ -81,7 +81,8 @@ def parse_header(data: bytes, *, file: str, file_size: int) -> Header:
         raise CheckpointError(f"header of `{file}` must start with `{{`, got `{data[8:9]!r}`")
     entries = _load_json(data[8:stop], what=f"header of `{file}`")
     metadata = _metadata(entries.pop("__metadata__", {}), file)
-    tensors = [_spec(name, entry, file, stop) for name, entry in entries.items()]
+    shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
+    tensors = [_spec(name, entry, file, stop, shapes) for name, entry in entries.items()]
     tensors.sort(key=lambda t: (t.start, t.stop, t.name))
     _check_tiling(tensors, file, stop, file_size)
     return Header(file, stop, tuple(tensors), metadata)
@@ -159,11 +160,14 @@ def _metadata(value: object, file: str) -> dict[str, str]:
     return value
 
 
-def _spec(name: str, entry: object, file: str, data_start: int) -> TensorSpec:
+def _spec(
+    name: str, entry: object, file: str, data_start: int, shapes: dict[tuple[int, ...], tuple[int, ...]]
+) -> TensorSpec:
+    """A tensor as its entry states it; equal `shapes` are one object, for there are many tensors and few."""
     where = f"tensor `{shorten(name)}` of `{file}`"
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise CheckpointError(f"{where}: expected `dtype`, `shape` and `data_offsets`, got {shorten(entry)}")
-    if any(_is_surrogate(c) for c in name):
+    if not name.isascii() and any(_is_surrogate(c) for c in name):
         raise CheckpointError(f"{where}: the name is no Unicode text (a lone surrogate)")
     dtype = DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
     if dtype is None:
@@ -180,7 +184,8 @@ def _spec(name: str, entry: object, file: str, data_start: int) -> TensorSpec:
             f"{where}: {dtype} {shorten(shape)} takes {_nbytes(dtype, shape, where)} bytes,"
             f" `data_offsets` {shorten(offsets)} hold {stop - start}"
         )
-    return TensorSpec(name, dtype, tuple(shape), file, data_start + start, data_start + stop)
+    known = shapes.setdefault(tuple(shape), tuple(shape))
+    return TensorSpec(name, dtype, known, file, data_start + start, data_start + stop)
 
 
 def _is_size(value: object) -> bool:

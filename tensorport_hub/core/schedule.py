@@ -11,7 +11,7 @@ All of it is decided before the first byte, so a plan can say how many bytes wil
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
@@ -56,29 +56,35 @@ class Schedule:
         self._plan, self._left = plan, left
         self._block, self._keep = block, keep
         self.room = room // 2 if plan.is_ordered else room
+        self._tiles: dict[int, tuple[Tile, ...]] = {}
 
     @cached_property
-    def _laid(self) -> tuple[dict[str, _Uses], dict[int, tuple[Tile, ...]]]:
-        """The uses of each file, and the tiles of held parts by their index."""
-        uses = {file.path: _Uses() for file in self._plan.files}
-        tiles: dict[int, tuple[Tile, ...]] = {}
+    def _parts(self) -> Mapping[str, Sequence[Part]]:
+        """What is made from primaries of each file."""
+        found: dict[str, list[Part]] = defaultdict(list)
+        for part in self._left.parts:
+            found[self._plan.recipes[part.recipe].decoder.inputs[0].file].append(part)
+        return found
+
+    def _uses(self, path: str) -> _Uses:
+        """The uses of a file. They take more room than the plan, so they are made when they are needed."""
+        here = _Uses()
         walked: set[str] = set()
-        for number, found in groupby(self._left.parts, key=lambda part: part.recipe):
-            recipe, parts = self._plan.recipes[number], [*found]
-            here = uses[recipe.decoder.inputs[0].file]
+        for number, found in groupby(self._parts.get(path, ()), key=lambda part: part.recipe):
+            decoder, parts = self._plan.recipes[number].decoder, [*found]
             here.unfed += [part for part in parts if part.items[0] == part.items[1]]
             parts = [part for part in parts if part.items[0] < part.items[1]]
-            primary = recipe.decoder.inputs[0].name
-            if isinstance(recipe.decoder, Stacked) or primary in walked:
-                self._use_pulled(recipe.decoder, parts, here)
-            elif recipe.decoder.held:
-                tiles |= self._use_held(parts, here)
-            elif recipe.decoder.indexed and (len(parts) > 1 or not recipe.decoder.inputs[0].nbytes):
+            primary = decoder.inputs[0].name
+            if isinstance(decoder, Stacked) or primary in walked:
+                self._use_pulled(decoder, parts, here)
+            elif decoder.held:
+                self._use_held(parts, here)
+            elif decoder.indexed and (len(parts) > 1 or not decoder.inputs[0].nbytes):
                 self._use_indexed(parts, here)
             else:
                 here.fed += [self._use(part) for part in parts]
             walked.add(primary)
-        return uses, tiles
+        return here
 
     def _needs(self, part: Part, needs: Sequence[Strip]) -> list[tuple[int, str, Strip]]:
         """The inputs of a decoder by their numbers, with their place in their files."""
@@ -90,7 +96,7 @@ class Schedule:
         (_, _, primary), *companions = self._needs(part, decoder.needs(*part.items))
         return Use(part, 0, primary.start, primary.stop, decoder.unit, tuple(companions), held=False)
 
-    def _use_held(self, parts: Sequence[Part], here: _Uses) -> dict[int, tuple[Tile, ...]]:
+    def _use_held(self, parts: Sequence[Part], here: _Uses) -> None:
         tiles = {}
         for part in parts:
             decoder = self._plan.recipes[part.recipe].decoder
@@ -107,7 +113,7 @@ class Schedule:
                     here.fed.append(Use(part, number, *primary.region, 1, tuple(companions), held=True))
                 else:
                     here.pulled += [(file, strip) for _, file, strip in needs]
-        return tiles
+        self._tiles |= tiles
 
     def _use_pulled(self, decoder: Decoder, parts: Sequence[Part], here: _Uses) -> None:
         """Parts that read all that they need: of experts that lie where they will, or the second half (up)
@@ -134,7 +140,8 @@ class Schedule:
     def _from_elsewhere(self) -> dict[str, set[Strip]]:
         """What parts whose primary lies in another file need of each file."""
         found: dict[str, set[Strip]] = defaultdict(set)
-        for path, uses in self._laid[0].items():
+        for path in self._parts:
+            uses = self._uses(path)
             companions = [(file, strip) for use in uses.fed for _, file, strip in use.companions]
             for file, strip in [*companions, *uses.pulled]:
                 if file != path:
@@ -142,12 +149,12 @@ class Schedule:
         return found
 
     def tiles(self, part: Part) -> tuple[Tile, ...]:
-        """Those of a held part."""
-        return self._laid[1].get(part.index, ())
+        """Those of a held part that a walk which was asked for has."""
+        return self._tiles.get(part.index, ())
 
     def walk(self, file: WeightFile) -> Walk:
         """How `file` is read. Under `auto` it is read whole where every tensor of it is wanted."""
-        uses = self._laid[0][file.path]
+        uses = self._uses(file.path)
         fed = sorted(uses.fed, key=lambda use: (use.start, use.part.index, use.tile))
         walker = Walker(file.path, fed, self._plan.read_whole, self._keep)
         blocks, kept = walker.walk(file, self._block)

@@ -8,7 +8,6 @@ Sizes are in bits, because F4 and F6 elements share bytes. Names are those of th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from math import prod
 
 import ml_dtypes
@@ -84,7 +83,7 @@ PRECISIONS: dict[str, DType] = {
 """The precisions that floats can be rounded to, by the option's word."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TensorSpec:
     """One stored tensor: bytes `start:stop` of `file`, C order, little-endian."""
 
@@ -99,7 +98,7 @@ class TensorSpec:
     def nbytes(self) -> int:
         return self.stop - self.start
 
-    @cached_property
+    @property
     def numel(self) -> int:
         return prod(self.shape)
 

@@ -27,7 +27,7 @@ from tensorport_hub.core.strips import GAP, Strip
 How = Literal["ahead", "inside", "behind", "apart"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Companion:
     """What a part needs of `file` beside its primary, as its decoder's input `number`, and how it comes.
 
@@ -51,7 +51,7 @@ class Companion:
         return self.strip.region[1]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Piece:
     """A block's bytes from `offset` on are bytes `start:stop` of the rows that a part needs of its primary.
 
@@ -68,7 +68,7 @@ class Piece:
     companions: tuple[Companion, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Block:
     """Bytes `start:stop` of the file.
 
@@ -121,7 +121,7 @@ class Walk:
         return sum(b.stop - b.start for b in self.blocks) + sum(strip.asked for _, strip in self.beside)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Use:
     """What a part, or one of its tiles, is fed of the file, and the companions that it comes with."""
 

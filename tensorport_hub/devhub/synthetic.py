@@ -2,7 +2,7 @@
 
 A tensor's bytes are made in blocks of 1 MiB. Each block is the exclusive or of two tables of random bytes,
 read from places that the block's number and the seed choose, and then shaped to what the dtype allows:
-bfloat16 and float32 of about 1/100, 8-bit floats without NaN, shared exponents near 2**-7, any bits else. So
+16- and 32-bit floats of about 1/100, 8-bit floats without NaN, shared exponents near 2**-7, any bits else. So
 values look like weights, and nothing repeats that a deduplicating store could find.
 
 A file's sha256 is that of the bytes that are served: they are made once to find it, unless it is told.
@@ -49,6 +49,9 @@ def _block(dtype: str, scales: bool, seed: int, number: int) -> Bytes:
     if dtype == "BF16":
         halves = bits.view("<u2")
         return ((halves & 0x80FF) | 0x3C00).view(np.uint8)
+    if dtype == "F16":
+        halves = bits.view("<u2")
+        return ((halves & 0x83FF) | 0x2000).view(np.uint8)
     if dtype == "F32":
         words = bits.view("<u4")
         return ((words & 0x80FF_FFFF) | 0x3C00_0000).view(np.uint8)

@@ -35,12 +35,12 @@ KEPT = 20_000_000
 
 
 @contextmanager
-def served(name: str, *, digests: bool) -> Iterator[DevHub]:
+def served(name: str, *, digests: bool, xet: str = "off") -> Iterator[DevHub]:
     """A devhub that has the model as `st/model`."""
     layout, config = layouts.model(name)
     with (
         tempfile.TemporaryDirectory(prefix="full-scale-") as folder,
-        DevHub(folder, "off", drop_above=KEPT) as hub,
+        DevHub(folder, xet, drop_above=KEPT) as hub,
     ):
         hub.add_repo("st/model", layouts.repository(layout, config, digests=digests))
         yield hub

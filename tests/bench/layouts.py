@@ -16,7 +16,7 @@ from tensorport_hub.devhub.synthetic import SyntheticFile, Tensor
 Layout = Mapping[str, Sequence[Tensor]]
 """File -> its tensors."""
 
-_NBYTES = {"BF16": 2, "F32": 4, "U8": 1, "F8_E4M3": 1}
+_NBYTES = {"BF16": 2, "F16": 2, "F32": 4, "I32": 4, "U8": 1, "F8_E4M3": 1}
 
 
 def nbytes(tensors: Sequence[Tensor]) -> int:
@@ -119,6 +119,28 @@ def many(count: int) -> list[Tensor]:
     return [(f"model.layers.{i // 200}.t{i % 200}.weight", "BF16", (64, 64)) for i in range(count)]
 
 
+def plain(gigabytes: float) -> list[Tensor]:
+    """bfloat16 weights of 67 MB, about so much."""
+    return [
+        (f"model.layers.{i}.mlp.up_proj.weight", "BF16", (8192, 4096)) for i in range(round(gigabytes * 14.9))
+    ]
+
+
+def one_tensor(gigabytes: float) -> list[Tensor]:
+    """All of it in one bfloat16 tensor."""
+    return [("model.embed_tokens.weight", "BF16", (round(gigabytes * 1e9 / 8192), 4096))]
+
+
+def one_gptq(gigabytes: float) -> list[Tensor]:
+    """All of it in one weight of 4-bit GPTQ in groups of 128."""
+    rows, columns = round(gigabytes * 2e9 / 16_384) // 8 * 8, 16_384
+    return [
+        ("model.layers.0.mlp.up_proj.qweight", "I32", (columns // 8, rows)),
+        ("model.layers.0.mlp.up_proj.qzeros", "I32", (columns // 128, rows // 8)),
+        ("model.layers.0.mlp.up_proj.scales", "F16", (columns // 128, rows)),
+    ]
+
+
 def spread(tensors: Sequence[Tensor], files: int) -> Layout:
     """Over so many files, about equally large, in order."""
     total, done, found = nbytes(tensors), 0, {}
@@ -134,10 +156,22 @@ FP8: Mapping[str, Any] = {
     "model_type": "deepseek_v3",
     "quantization_config": {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]},
 }
+GPTQ: Mapping[str, Any] = {"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128}}
 
 
 def model(name: str) -> tuple[Layout, Mapping[str, Any]]:
-    """A layout, and the model's configuration."""
+    """A layout, and the model's configuration.
+
+    Args:
+        name: a model; a number of tiny tensors; or `plain`, `tensor`, `gptq` and gigabytes.
+    """
+    kind, _, gigabytes = name.partition(" ")
+    if kind == "plain":
+        return spread(plain(float(gigabytes)), 4), {}
+    if kind == "tensor":
+        return spread(one_tensor(float(gigabytes)), 1), {}
+    if kind == "gptq":
+        return spread(one_gptq(float(gigabytes)), 1), GPTQ
     if name == "gpt-oss-20b":
         return spread(gpt_oss(24, 32), 3), MXFP4
     if name == "gpt-oss-120b":

@@ -252,10 +252,12 @@ def test_any_plan_survives_json(tensors, precision):
 
 
 def test_the_fingerprint_is_the_digest_of_the_json():
-    """sha256 over sorted compact JSON; the same in another process with another hash seed."""
+    """sha256 over sorted compact JSON, a line for each row; the same in another process with another seed."""
     plan = example_plan()
-    text = json.dumps(plan.to_json(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    assert plan.fingerprint == hashlib.sha256(text.encode()).hexdigest()
+    head = plan.to_json()
+    rows = [head, *head.pop("recipes"), *head.pop("outputs")]
+    lines = [json.dumps(row, sort_keys=True, separators=(",", ":"), ensure_ascii=False) for row in rows]
+    assert plan.fingerprint == hashlib.sha256("\n".join(lines).encode()).hexdigest()
     code = "from tests.core.test_plan import example_plan; print(example_plan().fingerprint)"
     run = subprocess.run(
         [sys.executable, "-c", code],

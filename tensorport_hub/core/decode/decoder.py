@@ -40,6 +40,8 @@ class Decoder(ABC):
         CheckpointError: the inputs don't belong together.
     """
 
+    __slots__ = ()
+
     scheme: ClassVar[str]
     """The layout's name in plan and manifest."""
 

@@ -15,7 +15,7 @@ from tensorport_hub.core.ranges import Range
 from tensorport_hub.core.tensor import DType, TensorSpec
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Plain(Decoder):
     """One stored tensor, unchanged."""
 

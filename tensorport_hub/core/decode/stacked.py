@@ -17,7 +17,7 @@ from tensorport_hub.core.tensor import DType, TensorSpec
 from tensorport_hub.errors import CheckpointError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Member:
     """Items `items[0]:items[1]` of one of several decoders, whose first item is number `first` of all."""
 

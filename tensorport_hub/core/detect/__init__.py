@@ -58,6 +58,7 @@ _SUFFIXES: list[tuple[str, str]] = sorted(
     ((suffix, "") if isinstance(suffix, str) else suffix for f in FAMILIES for suffix in f.SUFFIXES),
     key=lambda pair: -len(pair[0]),
 )
+_ENDINGS = tuple(suffix for suffix, _ in _SUFFIXES)
 _FACTS = tuple(suffix for family in FAMILIES for suffix in family.FACTS)
 FACT_LIMIT = 1 << 16
 """A fact is small: larger tensors of such names are not read at plan time."""
@@ -65,7 +66,7 @@ FACT_LIMIT = 1 << 16
 
 def logical_name(stored: str) -> str:
     """The output tensor that a stored tensor's name belongs to, if it is one of a group."""
-    for suffix, instead in _SUFFIXES:
+    for suffix, instead in _SUFFIXES if stored.endswith(_ENDINGS) else ():
         if stored.endswith(suffix):
             return stored.removesuffix(suffix) + instead
     return stored
