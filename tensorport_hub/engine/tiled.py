@@ -92,6 +92,7 @@ class Tiled(PartRun):
                 self._receive()
             inputs = [*zip(self._read(reader), tile.needs, strict=True)]
             yield Items(self.decoder, tile.start, tile.start, tile.stop, inputs)
+            inputs.clear()  # whoever took the items may still hold them: the next tile needs the room
 
     def drain(self) -> None:
         try:

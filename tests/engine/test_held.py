@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,10 @@ from hypothesis import strategies as st
 
 from tensorport_hub.core.journal import Entry, gathered
 from tensorport_hub.core.schedule import Schedule
+from tensorport_hub.core.strips import Strip
 from tensorport_hub.core.tiles import demand
 from tensorport_hub.engine import blocks
+from tensorport_hub.engine.reader import Reader
 from tests.engine.layouts import LAYOUTS, Checkpoint, checkpoint, least_shard
 from tests.engine.models import allotment, arrays, run_plan
 from tests.engine.test_resume import Fuse, FusedJournal, FusedSink, FusedSource, Killed
@@ -130,6 +133,28 @@ def test_what_fits_is_read_once(name: str) -> None:
     check_bytes(sink, made)
     if WEIGHTS[name].stored[0].size:
         assert set(source.counts("m-0.safetensors")) == {1}
+
+
+@pytest.mark.parametrize("name", [name for name, weight in WEIGHTS.items() if weight.stored[0].size])
+def test_a_tile_goes_before_the_next_one_comes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one worker holds of strips that were read is never more than the room."""
+    weights = {name: WEIGHTS[name]}
+    made = checkpoint(weights, inputs_of(name), shard_size=least_shard(weights, 1000))
+    room = demand(made.plan).least
+    strips: list[weakref.ref[Any]] = []
+    held: list[int] = []
+    read = Reader.strip
+
+    def strip(self: Reader, file: str, wanted: Strip) -> Any:
+        alive = [array.nbytes for array in (known() for known in strips) if array is not None]
+        held.append(sum(alive) + wanted.nbytes)
+        data = read(self, file, wanted)
+        strips.append(weakref.ref(data))
+        return data
+
+    monkeypatch.setattr(Reader, "strip", strip)
+    run_plan(made.plan, MemorySource(made.files), MemorySink(), allotment(block=100, workers=1, room=room))
+    assert max(held, default=0) <= room
 
 
 HELD = ["gptq act-order", "awq", "hqq 4 bits, axis 1", "bitnet", "quanto"]
