@@ -2,8 +2,9 @@
 
 Its *hash frontier* is the block it is at: every byte before it has been hashed, in order, exactly once.
 Fetches run a few blocks ahead, in order, on threads of the lane's own; blocks come from a pool of fixed size,
-so a lane that runs ahead of the writers waits. Companions that are read early are kept until the walk reaches
-them, and are then copied instead of fetched. What is read beside the walk is compared with what passes it.
+which passes from one lane to the next, so lanes that run ahead of the writers wait, however short their files
+are. Companions that are read early are kept until the walk reaches them, and are then copied instead of
+fetched. What is read beside the walk is compared with what passes it.
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ Make = Callable[[Sequence[Part], bool], list[PartRun]]
 Start = Callable[[PartRun], None]
 """Gives a part to a worker."""
 
+Wait = Callable[[], None]
+"""Waits until the workers have taken most of what they were given."""
+
 
 class Lane:
     """One walk of one source file."""
@@ -47,15 +51,16 @@ class Lane:
         reader: Reader,
         make: Make,
         start: Start,
+        wait: Wait,
         witness: Witness,
+        pool: BlockPool,
         allotment: Allotment,
         stop: StopFlag,
         report: Report,
     ) -> None:
         self._walk, self._source, self._reader, self._make, self._start = walk, source, reader, make, start
-        self._witness = witness
+        self._wait, self._witness, self._pool = wait, witness, pool
         self._allotment, self._stop, self._report = allotment, stop, report
-        self._pool = BlockPool(allotment.buffers, allotment.block, stop)
         self._together = {part.index: parts for parts in walk.together for part in parts}
         self._unfed = deque(walk.unfed)
         self._runs: dict[int, PartRun] = {}
@@ -87,6 +92,7 @@ class Lane:
     def _give_before(self, index: int | None) -> None:
         """Start the parts that nothing feeds and that stand before part `index` of the plan; None: all."""
         while self._unfed and (index is None or self._unfed[0].index < index):
+            self._wait_for_takers()
             for run in self._make((self._unfed.popleft(),), True):
                 self._start(run)
 
@@ -157,10 +163,16 @@ class Lane:
     def _run_of(self, piece: Piece) -> PartRun:
         part = piece.part
         if part.index not in self._runs:
+            self._wait_for_takers()
             self._give_before(part.index)
             for run in self._make(self._together.get(part.index, (part,)), False):
                 self._runs[run.part.index] = run
         return self._runs[part.index]
+
+    def _wait_for_takers(self) -> None:
+        """Let the workers catch up, but never while one of them may wait for the rest of a part."""
+        if not self._runs:
+            self._wait()
 
     def _hash(self, data: Bytes) -> None:
         self._sha256.update(data.data)

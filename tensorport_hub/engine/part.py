@@ -31,6 +31,7 @@ from tensorport_hub.errors import LossError, TensorportError
 from tensorport_hub.ports import PartDone, PartRetried, Receipt, Report
 
 ATTEMPTS = 4
+_MOST_GIVEN = 64
 _PAUSE = 0.5
 _LONGEST_ASKED = 900.0
 
@@ -61,7 +62,20 @@ class PartWriter:
         self._plan, self._reader, self._outputs = plan, reader, outputs
         self._pull, self._done, self._stop, self._report = pull, done, stop, report
         self._given: deque[PartRun] = deque()
+        self._taken = threading.Condition()
         self._turn = threading.Lock()
+
+    def wait_for_takers(self) -> None:
+        """Wait until few parts wait: a block may hold thousands of them.
+
+        Raises:
+            Stopped: the run stopped meanwhile.
+        """
+        with self._taken:
+            while len(self._given) >= _MOST_GIVEN:
+                if self._stop:
+                    raise Stopped
+                self._taken.wait(0.2)
 
     def give(self, run: PartRun) -> None:
         """Queue a part for `take`."""
@@ -70,7 +84,9 @@ class PartWriter:
     def take(self) -> tuple[PartRun, BaseException | None]:
         """The part that was given first, its files open; or why they are not."""
         with self._turn:
-            run = self._given.popleft()
+            with self._taken:
+                run = self._given.popleft()
+                self._taken.notify_all()
             try:
                 if self._stop:
                     raise Stopped

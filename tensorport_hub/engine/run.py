@@ -22,6 +22,7 @@ from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from queue import SimpleQueue
 from typing import Any
 
 from tensorport_hub.core.decode.cast import Losses
@@ -31,7 +32,7 @@ from tensorport_hub.core.layout import OutFile, Part
 from tensorport_hub.core.plan import Plan, WeightFile
 from tensorport_hub.core.schedule import Schedule
 from tensorport_hub.core.tiles import Tile, member_tiles
-from tensorport_hub.engine.blocks import Room, StopFlag, Stopped
+from tensorport_hub.engine.blocks import BlockPool, Room, StopFlag, Stopped
 from tensorport_hub.engine.budget import Allotment
 from tensorport_hub.engine.feed import PartRun, Streamed
 from tensorport_hub.engine.lane import Lane
@@ -127,6 +128,9 @@ class _Run:
             plan, self._reader, self._outputs, self._pull, self._done, self._stop, report
         )
         workers, self._lanes = (1, 1) if plan.is_ordered else (allotment.workers, allotment.lanes)
+        self._pools: SimpleQueue[BlockPool] = SimpleQueue()
+        for _ in range(self._lanes):
+            self._pools.put(BlockPool(allotment.buffers, allotment.block, self._stop))
         self._workers = ThreadPoolExecutor(workers, thread_name_prefix="part")
         self._writing: set[Future[None]] = set()
         self._lock = threading.Lock()
@@ -177,13 +181,16 @@ class _Run:
         if self._stop:
             return
         walk = self._schedule.walk(file)
+        pool = self._pools.get()
         lane = Lane(
             walk,
             self._source,
             self._reader,
             self._make,
             self._give,
+            self._writer.wait_for_takers,
             self._witness,
+            pool,
             self._allotment,
             self._stop,
             self._report,
@@ -197,6 +204,8 @@ class _Run:
         except BaseException as error:
             made = {t.file for part in self._plan.parts if self._is_of(part, file) for t in part.targets}
             self._fail(error, made)
+        finally:
+            self._pools.put(pool)
 
     def _is_of(self, part: Part, file: WeightFile) -> bool:
         return any(tensor.file == file.path for tensor in self._plan.recipes[part.recipe].decoder.inputs)

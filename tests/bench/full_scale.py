@@ -4,7 +4,8 @@ A devhub serves the true layouts (`layouts.py`) with synthetic bytes, and checks
 nothing of it lies on a disk. Each line is a process of its own.
 
 - plan: headers alone; how it grows with the number of tensors
-- mirror: gpt-oss-20b from its first layer to all of it, by LFS, under the cap
+- mirror: gpt-oss-20b from its first layer to all of it, by LFS, under the cap; and one layer of the larger
+  models, DeepSeek-V3's with its experts stacked
 
 Shown: seconds from start to exit, CPU seconds, `VmHWM`, requests that the devhub saw, bytes in and out.
 """
@@ -18,8 +19,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +29,16 @@ from tensorport_hub.devhub import DevHub
 from tests.bench import layouts
 
 ROOT = Path(__file__).parents[2]
-PLANS = ("1000", "10000", "100000", "240000", "gpt-oss-20b", "gpt-oss-120b", "deepseek-v3")
+STACKED = ", stacked"
+"""Ends the name of a model whose experts are to be stacked."""
+PLANS = (
+    *("1000", "10000", "100000", "240000"),
+    *("gpt-oss-20b", "gpt-oss-120b", "deepseek-v3", "deepseek-v3" + STACKED),
+)
 SHARES = (1, 6, 24)
 """Layers of gpt-oss-20b that are mirrored."""
+LAYERS = (("gpt-oss-120b", "0"), ("deepseek-v3" + STACKED, "3"))
+"""Models of which one layer is mirrored; of their files too little to make all their bytes for a digest."""
 KEPT = 20_000_000
 """Bytes up to which the devhub keeps an upload, so that the manifest can be read back."""
 
@@ -37,7 +46,7 @@ KEPT = 20_000_000
 @contextmanager
 def served(name: str, *, digests: bool, xet: str = "off") -> Iterator[DevHub]:
     """A devhub that has the model as `st/model`."""
-    layout, config = layouts.model(name)
+    layout, config = layouts.model(name.removesuffix(STACKED))
     with (
         tempfile.TemporaryDirectory(prefix="full-scale-") as folder,
         DevHub(folder, xet, drop_above=KEPT) as hub,
@@ -82,7 +91,11 @@ def do(verb: str, options: Mapping[str, Any]) -> dict[str, Any]:
 def plans(names: Sequence[str], options: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     for name in names:
         with served(name, digests=False) as hub:
-            yield f"plan {name}", run(hub, "plan", options)
+            yield f"plan {name}", run(hub, "plan", {**options, **_experts(name)})
+
+
+def _experts(name: str) -> dict[str, Any]:
+    return {"experts": "stacked"} if name.endswith(STACKED) else {}
 
 
 def mirrors(
@@ -95,9 +108,16 @@ def mirrors(
             yield f"mirror {name}, {layers} layers", run(hub, "mirror", given)
 
 
+def one_layer(name: str, layer: str, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    with served(name, digests=False) as hub:
+        given = {"transfer": "lfs", "include": [f"model.layers.{layer}.*"], "verify_source": "no"}
+        row = run(hub, "mirror", {**given, **_experts(name), **options})
+    return f"mirror {name}, layer {layer}", row
+
+
 def show(name: str, row: Mapping[str, Any]) -> None:
     print(
-        f"{name:32}{row['tensors']:9,}{row['parameters'] / 1e9:9.2f}{row['bytes_in'] / 1e9:9.2f}"
+        f"{name:40}{row['tensors']:9,}{row['parameters'] / 1e9:9.2f}{row['bytes_in'] / 1e9:9.2f}"
         f"{row['bytes_out'] / 1e9:9.2f}{row['wall']:9.2f}{row['cpu']:9.2f}{row['peak'] / 1e6:9.0f}"
         f"{row['requests']:9,}",
         flush=True,
@@ -108,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--plans", nargs="*", default=list(PLANS), help="models, or numbers of tensors")
-    parser.add_argument("--mirror", action="store_true", help="mirror gpt-oss-20b too: half an hour")
+    parser.add_argument("--mirror", action="store_true", help="mirror, too: ten minutes")
     parser.add_argument("--layers", nargs="+", type=int, default=list(SHARES), help="the last means all")
     parser.add_argument("--memory", default="1GB", help="cap")
     parser.add_argument("--verb", help=argparse.SUPPRESS)
@@ -119,14 +139,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     found: dict[str, dict[str, Any]] = {}
     if not chosen.json:
-        print(f"{'':32}  tensors parameters G GB in  GB out   wall s    CPU s  peak MB requests")
+        print(f"{'':40}  tensors parameters G GB in  GB out   wall s    CPU s  peak MB requests")
     options = {"max_memory": chosen.memory}
-    rows = plans(chosen.plans, options)
+    rows: Iterable[tuple[str, dict[str, Any]]] = plans(chosen.plans, options)
+    if chosen.mirror:
+        layers = (one_layer(*which, options) for which in LAYERS)
+        rows = chain(rows, mirrors("gpt-oss-20b", chosen.layers, options), layers)
     for name, row in rows:
-        found[name] = row
-        if not chosen.json:
-            show(name, row)
-    for name, row in mirrors("gpt-oss-20b", chosen.layers, options) if chosen.mirror else ():
         found[name] = row
         if not chosen.json:
             show(name, row)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 import threading
 import time
 import tracemalloc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -15,8 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tensorport_hub.core.walk import Piece
+from tensorport_hub.engine import part
 from tensorport_hub.engine.blocks import BlockPool, StopFlag
-from tensorport_hub.engine.feed import Streamed
+from tensorport_hub.engine.budget import Allotment
+from tensorport_hub.engine.feed import PartRun, Streamed
 from tensorport_hub.engine.outputs import Outputs
 from tensorport_hub.engine.part import PartWriter
 from tensorport_hub.engine.reader import Reader
@@ -180,6 +184,27 @@ class TestStopping:
         assert {read.path for read in source.reads} == {"a.safetensors", "b.safetensors"}
 
 
+@contextmanager
+def held_back(source: MemorySource, sink: Sink, chosen: Allotment) -> Iterator[int]:
+    """A run whose sink lets no byte pass until this ends; the bytes that it has read by then."""
+    go_on = threading.Event()
+
+    def hook(step: str, path: str) -> None:
+        if step == "write":
+            go_on.wait(20)
+
+    plan = plan_of(source)
+    source.reads.clear()
+    thread = threading.Thread(target=run_plan, args=(plan, source, HookedSink(sink, hook), chosen))
+    thread.start()
+    try:
+        _settle(lambda: source.bytes_read)
+        yield source.bytes_read
+    finally:
+        go_on.set()
+        thread.join()
+
+
 class TestReadAhead:
     """A slow sink holds the reading back."""
 
@@ -189,23 +214,29 @@ class TestReadAhead:
         """While no byte is written, each lane reads as many blocks as it has buffers, and no more."""
         tensors = [plain(f"{letter}x", "F32", (60_000,)) for letter in "abc"]
         source, sink = source_of(*tensors), MemorySink()
-        go_on = threading.Event()
-
-        def hook(step: str, path: str) -> None:
-            if step == "write":
-                go_on.wait(20)
-
-        plan = plan_of(source)
-        source.reads.clear()
         chosen = allotment(block=block, lanes=lanes, workers=3)
-        thread = threading.Thread(target=run_plan, args=(plan, source, HookedSink(sink, hook), chosen))
-        thread.start()
-        _settle(lambda: source.bytes_read)
-        ahead = source.bytes_read
-        go_on.set()
-        thread.join()
-        assert ahead <= lanes * chosen.buffers * block
-        assert ahead >= lanes * block
+        with held_back(source, sink, chosen) as ahead:
+            assert lanes * block <= ahead <= lanes * chosen.buffers * block
+        assert arrays(sink.held) == raw(expected(tensors))
+
+    @pytest.mark.parametrize("lanes", [1, 3])
+    def test_of_short_files_is_bounded(self, lanes: int) -> None:
+        """The same where one file after another would fit the buffers of a lane."""
+        tensors = [plain(f"{letter}x", "F32", (450,)) for letter in "abcdefghijklmnopqrstuvwxyz"]
+        source, sink = source_of(*tensors), MemorySink()
+        chosen = allotment(block=1000, lanes=lanes)
+        with held_back(source, sink, chosen) as ahead:
+            assert lanes * 1800 <= ahead <= lanes * chosen.buffers * 1000
+        assert arrays(sink.held) == raw(expected(tensors))
+
+    def test_of_small_parts_is_bounded(self) -> None:
+        """A block holds hundreds of them: few are given to the workers before those take some."""
+        tensors = [plain(f"a{i:04}", "F32", (8,)) for i in range(900)]
+        source, sink = source_of(*tensors), MemorySink()
+        chosen = allotment(block=8000)
+        with held_back(source, sink, chosen):
+            waiting = sum(isinstance(thing, PartRun) for thing in gc.get_objects())
+            assert waiting <= part._MOST_GIVEN + chosen.workers + chosen.lanes
         assert arrays(sink.held) == raw(expected(tensors))
 
     def test_of_companions_is_bounded(self) -> None:
