@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from tensorport_hub.core.plan import dumps
 from tensorport_hub.edge.hub_client import Forbidden
 from tensorport_hub.edge.hub_pulls import PullRequests
-from tensorport_hub.edge.hub_ref import KEPT, HubRef, moved, uploaded_content
+from tensorport_hub.edge.hub_ref import KEPT, Content, HubRef, moved, uploaded_content
 from tensorport_hub.edge.pace import CHECKPOINTS_AN_HOUR
 from tensorport_hub.edge.retry import ATTEMPTS, pause
 from tensorport_hub.errors import DestinationError, TensorportError
@@ -182,7 +182,7 @@ class Work:
                 return self._merged(self._pulls.merge(self.num))
             except Forbidden:
                 target.report(Warned("this token may not merge: a commit publishes instead"))
-        held = {path: content for path, content in ref.files.items() if path not in KEPT}
+        held = _ours(ref.files)
         uploaded = [Receipt(path, size, sha256) for path, (size, sha256, _) in held.items() if sha256]
         small = {path: ref.read(path) for path, (_, sha256, _) in held.items() if not sha256}
         target.replace(uploaded=uploaded, small=small, message=self._request.title)
@@ -190,9 +190,12 @@ class Work:
         return target.commit
 
     def _merged(self, commit: str) -> str:
-        """A merge joins two trees: nothing that came between may be in what readers see."""
+        """A merge joins two trees: nothing that came between may be in what readers see.
+
+        What the Hub itself keeps is not compared: it adds a line for each LFS file that none yet names.
+        """
         now = HubRef.of(self.target.client, self.target.repo_id, self.target.revision, self.target.report)
-        if now.commit == commit and now.files != self.ref.files:
+        if now.commit == commit and _ours(now.files) != _ours(self.ref.files):
             raise moved(now, self.target.commit)
         return commit
 
@@ -225,3 +228,8 @@ class Work:
                 if not error.transient or failures == ATTEMPTS:
                     raise
                 pause(error, failures, ref.report)
+
+
+def _ours(files: Mapping[str, Content]) -> dict[str, Content]:
+    """All but what the Hub keeps."""
+    return {path: content for path, content in files.items() if path not in KEPT}

@@ -13,7 +13,7 @@ from huggingface_hub import CommitOperationAdd, HfApi
 
 from tensorport_hub import convert, mirror
 from tensorport_hub.core.digest import pointer_oid
-from tensorport_hub.devhub import DevHub, Fault
+from tensorport_hub.devhub import DevHub, Fault, gitattributes
 from tensorport_hub.edge import retry
 from tensorport_hub.edge.hub_journal import HubJournal
 from tensorport_hub.edge.hub_pulls import PullRequests
@@ -40,6 +40,17 @@ def folder(tmp_path: Path) -> str:
     for path, data in MODEL.items():
         (tmp_path / "model" / path).write_bytes(data)
     return str(tmp_path / "model")
+
+
+def test_a_manifest_that_is_an_lfs_file(seeded: DevHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of a large mirror is one (above 10 MB), and the Hub itself adds it to `.gitattributes`."""
+    monkeypatch.setattr(gitattributes, "REGULAR_LIMIT", 5_000)
+    first = run()
+    assert first.changed
+    assert b"manifest.json filter=lfs" in seeded.read(TARGET, ".gitattributes")
+    assert seeded.commits(TARGET)[0].title.endswith("(#1)")
+    assert not run().changed
+    assert run(restart=True).manifest == first.manifest
 
 
 class TestStoppedAtTheEnd:
