@@ -113,9 +113,16 @@ def _marked(tiles: Sequence[Tile]) -> tuple[Tile, ...]:
     return tuple(marked)
 
 
+_PLANNED = 1500
+"""Bytes of a plan for each stored tensor, measured."""
+
+_NOTED = 1000
+"""Bytes that a run notes of each output file: its digest, in journal, sink and manifest; measured."""
+
+
 @dataclass(frozen=True)
 class Demand:
-    """What the parts of a plan hold.
+    """What the parts of a plan hold, and the plan itself.
 
     Attributes:
         beside: the most bytes of companions that a part holds which is decoded as its bytes come, and of
@@ -123,12 +130,14 @@ class Demand:
         most: the most bytes that a held part holds at once, where it may hold as much as it likes.
         least: the most bytes that one grain of a held part needs.
         tensor: the output tensor of that grain.
+        noted: bytes of the plan, and of what a run notes of each file that it made.
     """
 
     beside: int = 0
     most: int = 0
     least: int = 0
     tensor: str = ""
+    noted: int = 0
 
 
 def demand(plan: Plan) -> Demand:
@@ -149,7 +158,9 @@ def demand(plan: Plan) -> Demand:
             if smallest > least:
                 least, tensor = smallest, recipe.name
     twice = 2 if plan.is_ordered else 1  # what is made again is held beside what is fed
-    return Demand(beside + turned, twice * most, twice * least, tensor)
+    stored = sum(len(recipe.decoder.inputs) for recipe in plan.recipes)
+    noted = _PLANNED * stored + _NOTED * len(plan.outputs)
+    return Demand(beside + turned, twice * most, twice * least, tensor, noted)
 
 
 def _turned(plan: Plan, target: Target) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import tracemalloc
 from dataclasses import replace
 from itertools import pairwise
 
@@ -121,3 +123,16 @@ def test_what_a_plan_demands():
     assert found.least == 8 * 4 + 4 * 4 + 4 * 2 + 64 * 4
     nothing = demand(replace(plan, outputs=()))
     assert (nothing.beside, nothing.most, nothing.least, nothing.tensor) == (0, 0, 0, "")
+
+
+def test_what_a_plan_itself_takes():
+    """As many bytes as its objects have is what is reckoned with, and not much more."""
+    gc.collect()
+    tracemalloc.start()
+    plan = plan_of({"m.safetensors": [(f"model.layers.{i}.weight", "BF16", (8, 8)) for i in range(3000)]})
+    assert len(plan.parts) == 3000
+    gc.collect()
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    files = len(plan.outputs)
+    assert 0.5 * (demand(plan).noted - 1000 * files) < taken < demand(plan).noted - 1000 * files

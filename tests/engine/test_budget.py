@@ -19,7 +19,7 @@ def used(given_: Allotment, writer_nbytes: int, demand: Demand) -> int:
     """Bytes that a run may hold, added up from the module's own description."""
     parts = given_.workers * (writer_nbytes + TILE + demand.beside + given_.block)
     lanes = given_.lanes * (given_.buffers * given_.block + given_.keep)
-    return BASE + parts + lanes + given_.room
+    return BASE + demand.noted + parts + lanes + given_.room
 
 
 @settings(max_examples=400, deadline=None)
@@ -31,16 +31,24 @@ def used(given_: Allotment, writer_nbytes: int, demand: Demand) -> int:
     beside=st.integers(0, 500 * MiB),
     most=st.sampled_from([0, 1000, 50 * MiB, 3000 * MiB, 30_000 * MiB]),
     share=st.floats(0, 1),
+    noted=st.sampled_from([0, 1000, 600 * MiB]),
 )
 def test_what_is_allotted_fits(
-    max_memory: int, workers: int, files: int, writer_nbytes: int, beside: int, most: int, share: float
+    max_memory: int,
+    workers: int,
+    files: int,
+    writer_nbytes: int,
+    beside: int,
+    most: int,
+    share: float,
+    noted: int,
 ) -> None:
     """Everything that a run may hold stays below the cap, and no more is used in parallel than asked for."""
-    wants = Demand(beside, most, max(min(most, 1), int(most * share)), "w")
+    wants = Demand(beside, most, max(min(most, 1), int(most * share)), "w", noted)
     try:
         found = allot(max_memory, workers=workers, files=files, writer_nbytes=writer_nbytes, demand=wants)
     except LimitError:
-        assert max_memory < BASE + writer_nbytes + TILE + beside + wants.least + 2 * MiB
+        assert max_memory < BASE + noted + writer_nbytes + TILE + beside + wants.least + 2 * MiB
         return
     assert used(found, writer_nbytes, wants) <= max_memory
     assert 1 <= found.workers <= workers
