@@ -116,8 +116,8 @@ def _marked(tiles: Sequence[Tile]) -> tuple[Tile, ...]:
 _PLANNED = 1500
 """Bytes of a plan for each stored tensor, measured."""
 
-_NOTED = 1000
-"""Bytes that a run notes of each output file: its digest, in journal, sink and manifest; measured."""
+_NOTED = 1600
+"""The same that a run notes of each output file: its digest, in ledger, journal, sink and manifest."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ ROWS = (
     ("plain 14", "512MB"),
     ("tensor 5", "512MB"),
     ("gptq 5", "512MB"),
-    ("100000", "512MB"),
+    ("100000", "1GB"),
 )
 """Models, and the cap for each."""
 

@@ -135,4 +135,4 @@ def test_what_a_plan_itself_takes():
     taken, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     files = len(plan.outputs)
-    assert 0.5 * (demand(plan).noted - 1000 * files) < taken < demand(plan).noted - 1000 * files
+    assert 0.5 * (demand(plan).noted - 1600 * files) < taken < demand(plan).noted - 1600 * files
