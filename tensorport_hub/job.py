@@ -34,6 +34,7 @@ from tensorport_hub.destination import Destination, FolderDestination, Opened, P
 from tensorport_hub.edge.git import require_git
 from tensorport_hub.edge.hub_source import HubSource
 from tensorport_hub.edge.hub_xet import STREAM_NBYTES
+from tensorport_hub.edge.hub_xet_ranges import RANGES_NBYTES
 from tensorport_hub.edge.local import parse_folder
 from tensorport_hub.edge.retry import retried
 from tensorport_hub.engine import Outcome
@@ -82,13 +83,15 @@ class Job(Reading):
         limits: Limits,
         publication: Publication,
         meter: Meter,
+        *,
+        by_xet: bool,
     ) -> None:
         self.limits, self._publication = limits, publication
         given = parse_destination(destination) if destination is not None else None
         refuse_same(source_location(source, revision), given)
         if isinstance(given, GitLocation):
             require_git()
-        super().__init__(source, revision, token, options, meter)
+        super().__init__(source, revision, token, options, meter, by_xet=by_xet)
         with ExitStack() as undo:
             undo.callback(self.source.close)
             self.destination = self._destination(given or self._default_destination())
@@ -158,6 +161,7 @@ class Job(Reading):
             writer_nbytes=(STREAM_NBYTES if streams else 2 << 20) * at_once,
             demand=demand(self.plan),
             ordered=self.plan.is_ordered,
+            reader_nbytes=RANGES_NBYTES if self.by_xet else 0,
         )
 
     @cached_property

@@ -2,8 +2,8 @@
 
 What a run holds: the interpreter and its libraries; per walked file, blocks being fetched or decoded and
 kept companions; per part in flight, a little scratch, a block that it reads itself, its companions, and what
-the sink's writer buffers (an Xet stream: about 150 MB); and for all parts of held layouts, a room in which
-their tiles take turns. The figures are measured peaks, rounded up.
+the sink's writer buffers (an Xet stream: about 150 MB); what the source's reader buffers; and for all parts
+of held layouts, a room in which their tiles take turns. The figures are measured peaks, rounded up.
 
 The room comes first: what a tile lacks is paid for by reading stored bytes again, what parallel work lacks by
 time alone. More than the largest tile is shared out after that.
@@ -56,7 +56,14 @@ class Allotment:
 
 
 def allot(
-    max_memory: int, *, workers: int, files: int, writer_nbytes: int, demand: Demand, ordered: bool = False
+    max_memory: int,
+    *,
+    workers: int,
+    files: int,
+    writer_nbytes: int,
+    demand: Demand,
+    ordered: bool = False,
+    reader_nbytes: int = 0,
 ) -> Allotment:
     """The most parallel way to stay below `max_memory`.
 
@@ -67,30 +74,31 @@ def allot(
         writer_nbytes: what one open writer of the sink buffers.
         demand: what the plan's parts hold.
         ordered: parts are written one after another, so that only fetching is parallel.
+        reader_nbytes: what the source's reader buffers, for all its reads together.
 
     Raises:
         LimitError: not even one part at a time fits, a held one in the smallest tiles.
     """
-    each = writer_nbytes + _SCRATCH + demand.beside
+    each, base = writer_nbytes + _SCRATCH + demand.beside, BASE + reader_nbytes
     for wanted in range(max(workers, 1), 0, -1):
         parallel, depth = (1, _DEPTH * wanted) if ordered else (wanted, _DEPTH)
         lanes = max(1, min(parallel, files))
         buffers = depth + _BESIDE
-        free = max_memory - BASE - parallel * each - demand.most
+        free = max_memory - base - parallel * each - demand.most
         block = _block(free // max(lanes * 2 * buffers, lanes * buffers + parallel))
         if block >= _SMALLEST_BLOCK and (block >= 4 * _SMALLEST_BLOCK or wanted == 1):
             free -= (lanes * buffers + parallel) * block
             more = min(free // 2, (parallel - 1) * demand.most)
             keep = min(_LARGEST_KEEP, (free - more) // lanes)
             return Allotment(lanes, parallel, block, depth, keep, buffers, demand.most + more)
-    free, buffers = max_memory - BASE - each, _DEPTH + _BESIDE
+    free, buffers = max_memory - base - each, _DEPTH + _BESIDE
     block = max(_block(free // (8 * buffers)), _SMALLEST_BLOCK)
     if free - 2 * buffers * block < demand.least:
         block = _SMALLEST_BLOCK
     room = free - 2 * buffers * block
     if demand.least and room >= demand.least:
         return Allotment(1, 1, block, _DEPTH, (buffers - 1) * block, buffers, room)
-    least = BASE + each + demand.least + 2 * buffers * _SMALLEST_BLOCK
+    least = base + each + demand.least + 2 * buffers * _SMALLEST_BLOCK
     whose = f" for `{shorten(demand.tensor)}`" if max_memory >= least - demand.least else ""
     raise LimitError(
         f"the memory cap is too small{whose}: expected at least {-(-least // 1_000_000)}MB,"
