@@ -26,6 +26,7 @@ from tensorport_hub.errors import SourceError
 RANGES_NBYTES = 100 * 1024 * 1024
 """What hf_xet holds while ranges are read, all together."""
 
+_HINT = "`--read http` has the same bytes from elsewhere"
 _AT_ONCE = 4
 _LONGEST = 8 << 20
 _BOUNDS = {
@@ -72,9 +73,11 @@ class XetRanges:
                     lambda: _fill(buffer[:wanted], self._stream(group, file, xet_hash, start, wanted)),
                     what,
                     SourceError,
+                    _HINT,
                 )
                 if got != wanted:
-                    raise SourceError(f"{what}: expected {wanted} bytes, got {got}", transient=True)
+                    said = f"{what}: expected {wanted} bytes, got {got}"
+                    raise SourceError(said, hint=_HINT, transient=True)
             except BaseException:
                 self._give_up(group)
                 raise
@@ -90,7 +93,7 @@ class XetRanges:
             if self._group is None:
                 where = connection(self._client, self._http, self._url, self._what, SourceError)
                 if where is None:
-                    raise SourceError(f"{self._what}: there is none to read with", hint="use `--read http`")
+                    raise SourceError(f"{self._what}: there is none to read with", hint=_HINT)
                 xet = self._xet = self._xet or Xet(self._bounds)
                 self._group = translated(lambda: xet.download(where), "Xet storage", SourceError)
             return self._group

@@ -137,10 +137,10 @@ def connection(client: HubClient, http: Http, url: str, what: str, refusal: Refu
         raise refusal(f"{what} makes no sense: {error}") from None
 
 
-def translated(call: Callable[[], T], what: str, refusal: Refusal) -> T:
+def translated(call: Callable[[], T], what: str, refusal: Refusal, hint: str = "") -> T:
     """hf_xet's exceptions as ours. All may pass: expired tokens and storage faults look alike."""
     try:
         return call()
     except (RuntimeError, OSError) as error:
         text = re.sub(r"https?://\S+", "the storage", str(error))
-        raise refusal(f"{what}: {text[:300]}", transient=True) from None
+        raise refusal(f"{what}: {text[:300]}", hint=hint, transient=True) from None

@@ -8,8 +8,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from huggingface_hub import CommitOperationAdd, HfApi
-from huggingface_hub.utils import _xet as client_xet
 
 from tensorport_hub.devhub import DevHub, Fault
 from tensorport_hub.devhub.traffic import Seen
@@ -19,6 +17,7 @@ from tensorport_hub.edge.hub_source import HubSource
 from tensorport_hub.errors import SourceError
 from tensorport_hub.ports import Event, Waiting, Warned
 from tests.contracts.source import SourceContract, SourceOf
+from tests.pushed import push
 
 CONTENT = random.Random(4).randbytes(9_000_000)
 CHUNK = 128 << 10
@@ -32,18 +31,8 @@ def open_source(hub: DevHub, report: list[Event] | None = None) -> HubSource:
     return HubSource(client, state, read_seconds=0.5, report=events.append, xet=True)
 
 
-def push(hub: DevHub, files: Mapping[str, bytes]) -> None:
-    """Commit files with the unmodified client, by Xet."""
-    api = HfApi(endpoint=hub.endpoint, token=hub.token)
-    api.create_repo("me/model", exist_ok=True)
-    additions = [CommitOperationAdd(path, content) for path, content in files.items()]
-    api.create_commit("me/model", additions, commit_message="seed")
-
-
 @pytest.fixture(autouse=True)
-def _own_session(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client keeps one Xet session a process, with the cache that it began with."""
-    monkeypatch.setattr(client_xet, "_GLOBAL_XET_HOLDER", client_xet.XetSessionHolder())
+def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retry, "_FIRST", 0.01)
 
 
@@ -55,7 +44,7 @@ class TestHubSourceByXet(SourceContract):
         opened: list[HubSource] = []
 
         def make(files: Mapping[str, bytes]) -> HubSource:
-            push(hub, files)
+            push(hub, "me/model", files)
             opened.append(open_source(hub))
             return opened[-1]
 
@@ -66,7 +55,7 @@ class TestHubSourceByXet(SourceContract):
 
 @pytest.fixture
 def seeded(hub: DevHub) -> DevHub:
-    push(hub, {"model.safetensors": CONTENT, "config.json": b"{}"})
+    push(hub, "me/model", {"model.safetensors": CONTENT, "config.json": b"{}"})
     hub.forget()
     return hub
 
@@ -117,7 +106,7 @@ def test_a_long_range_comes_in_pieces(seeded: DevHub) -> None:
 def test_a_moved_branch_is_not_followed(seeded: DevHub) -> None:
     """What was opened is what is read, although the branch has moved."""
     source = open_source(seeded)
-    push(seeded, {"model.safetensors": random.Random(5).randbytes(9_000_000)})
+    push(seeded, "me/model", {"model.safetensors": random.Random(5).randbytes(9_000_000)})
     assert read(source, 100, 300_000) == CONTENT[100:300_000]
 
 
@@ -151,6 +140,7 @@ def test_faults_never_become_bytes(seeded: DevHub, kind: str, path: str) -> None
     with pytest.raises(SourceError, match=r"model\.safetensors") as caught:
         read(source, 4_000_000, 6_000_000)
     assert "://" not in caught.value.message
+    assert "--read http" in caught.value.hint
     seeded.faults.clear()
     assert read(source, 4_000_000, 6_000_000) == CONTENT[4_000_000:6_000_000]
 
@@ -183,7 +173,7 @@ def test_without_tokens_there_is_a_hint(seeded: DevHub) -> None:
 
 def test_what_is_not_in_xet_comes_by_http(hub: DevHub) -> None:
     """A large file that lies elsewhere is read over HTTP, and that is said once; of small ones nothing is."""
-    push(hub, {"a.safetensors": CONTENT[:200_000], "config.json": b"{}"})
+    push(hub, "me/model", {"a.safetensors": CONTENT[:200_000], "config.json": b"{}"})
     hub.add_repo("me/model", {"b.safetensors": b"b" * 1000, "c.safetensors": b"c" * 1000})
     events: list[Event] = []
     source = open_source(hub, events)
