@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -24,11 +24,24 @@ CHUNK = 128 << 10
 XORBS, PLACES = "/cas/xorbs/*", "/cas/v1/reconstructions/*"
 
 
-def open_source(hub: DevHub, report: list[Event] | None = None) -> HubSource:
-    client = HubClient(endpoint=hub.endpoint, token=hub.token)
-    state = client.repo_state("me/model", None, SourceError)
-    events: list[Event] = [] if report is None else report
-    return HubSource(client, state, read_seconds=0.5, report=events.append, xet=True)
+Open = Callable[..., HubSource]
+
+
+@pytest.fixture
+def open_source(hub: DevHub) -> Iterator[Open]:
+    """Opens `me/model`, and closes it at the end."""
+    opened: list[HubSource] = []
+
+    def go(report: list[Event] | None = None) -> HubSource:
+        client = HubClient(endpoint=hub.endpoint, token=hub.token)
+        state = client.repo_state("me/model", None, SourceError)
+        events: list[Event] = [] if report is None else report
+        opened.append(HubSource(client, state, read_seconds=0.5, report=events.append, xet=True))
+        return opened[-1]
+
+    yield go
+    for source in opened:
+        source.close()
 
 
 @pytest.fixture(autouse=True)
@@ -40,17 +53,12 @@ class TestHubSourceByXet(SourceContract):
     """The duties of every source."""
 
     @pytest.fixture
-    def source_of(self, hub: DevHub) -> Iterator[SourceOf]:
-        opened: list[HubSource] = []
-
+    def source_of(self, hub: DevHub, open_source: Open) -> SourceOf:
         def make(files: Mapping[str, bytes]) -> HubSource:
             push(hub, "me/model", files)
-            opened.append(open_source(hub))
-            return opened[-1]
+            return open_source()
 
-        yield make
-        for source in opened:
-            source.close()
+        return make
 
 
 @pytest.fixture
@@ -70,9 +78,9 @@ def storage(hub: DevHub) -> list[Seen]:
     return [seen for seen in hub.seen if seen.origin == "cdn"]
 
 
-def test_the_bytes_come_from_the_storage(seeded: DevHub) -> None:
+def test_the_bytes_come_from_the_storage(seeded: DevHub, open_source: Open) -> None:
     """One resolve and one token serve many ranges; none comes over HTTP; the Hub's token stays at the Hub."""
-    source = open_source(seeded)
+    source = open_source()
     for start in range(0, 4_000_000, 500_000):
         assert read(source, start, start + 500_000) == CONTENT[start : start + 500_000]
     assert [s.method for s in seeded.seen if "/resolve/" in s.path] == ["HEAD"]
@@ -82,9 +90,9 @@ def test_the_bytes_come_from_the_storage(seeded: DevHub) -> None:
     assert not any(seeded.token in (s.authorization or "") for s in storage(seeded))
 
 
-def test_a_range_fetches_hardly_more_than_itself(seeded: DevHub) -> None:
+def test_a_range_fetches_hardly_more_than_itself(seeded: DevHub, open_source: Open) -> None:
     """Two requests a range, and at most a chunk too much on either side."""
-    source = open_source(seeded)
+    source = open_source()
     read(source, 0, 1)
     seeded.forget()
     for start, stop in ((0, 8 << 20), (1_000_000, 1_000_001), (4_321_000, 7_654_321)):
@@ -95,26 +103,26 @@ def test_a_range_fetches_hardly_more_than_itself(seeded: DevHub) -> None:
         seeded.forget()
 
 
-def test_a_long_range_comes_in_pieces(seeded: DevHub) -> None:
+def test_a_long_range_comes_in_pieces(seeded: DevHub, open_source: Open) -> None:
     """What is longer than 8 MiB is read by several streams, so that no stream buffers more than that."""
-    source = open_source(seeded)
+    source = open_source()
     assert read(source, 0, len(CONTENT)) == CONTENT
     asked = [s.range for s in storage(seeded) if s.path.startswith("/cas/v1/reconstructions/")]
     assert asked == ["bytes=0-8388607", "bytes=8388608-8999999"]
 
 
-def test_a_moved_branch_is_not_followed(seeded: DevHub) -> None:
+def test_a_moved_branch_is_not_followed(seeded: DevHub, open_source: Open) -> None:
     """What was opened is what is read, although the branch has moved."""
-    source = open_source(seeded)
+    source = open_source()
     push(seeded, "me/model", {"model.safetensors": random.Random(5).randbytes(9_000_000)})
     assert read(source, 100, 300_000) == CONTENT[100:300_000]
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_token_that_is_refused_is_asked_for_again(seeded: DevHub, status: int) -> None:
+def test_a_token_that_is_refused_is_asked_for_again(seeded: DevHub, open_source: Open, status: int) -> None:
     """A token that the storage no longer takes costs one more token, and an event tells why it waits."""
     events: list[Event] = []
-    source = open_source(seeded, events)
+    source = open_source(events)
     read(source, 0, 10)
     seeded.faults.add(Fault("status", path=PLACES, status=status))
     assert read(source, 100, 300) == CONTENT[100:300]
@@ -126,10 +134,10 @@ def test_a_token_that_is_refused_is_asked_for_again(seeded: DevHub, status: int)
 
 @pytest.mark.parametrize("path", [PLACES, XORBS])
 @pytest.mark.parametrize("kind", ["truncate", "drop", "close", "stall", "ignore_range", "status"])
-def test_faults_never_become_bytes(seeded: DevHub, kind: str, path: str) -> None:
+def test_faults_never_become_bytes(seeded: DevHub, open_source: Open, kind: str, path: str) -> None:
     """Short, broken, silent and refused answers: asked again, and an error where it stays; a whole xorb to
     a range of one is not mistaken for it."""
-    source = open_source(seeded)
+    source = open_source()
     read(source, 0, 1)
     seeded.faults.add(Fault(kind, path=path, at=50, seconds=1, times=3))
     assert read(source, 1_000_000, 3_000_000) == CONTENT[1_000_000:3_000_000]
@@ -145,9 +153,9 @@ def test_faults_never_become_bytes(seeded: DevHub, kind: str, path: str) -> None
     assert read(source, 4_000_000, 6_000_000) == CONTENT[4_000_000:6_000_000]
 
 
-def test_damaged_answers_are_errors_of_ours(seeded: DevHub) -> None:
+def test_damaged_answers_are_errors_of_ours(seeded: DevHub, open_source: Open) -> None:
     """A byte flipped anywhere in an answer gives a `SourceError` or as many bytes; nothing else is raised."""
-    source, draw = open_source(seeded), random.Random(6)
+    source, draw = open_source(), random.Random(6)
     read(source, 0, 1)
     ends: list[str] = []
     for path in [PLACES, XORBS] * 8:
@@ -163,20 +171,20 @@ def test_damaged_answers_are_errors_of_ours(seeded: DevHub) -> None:
     assert read(source, 2_000_000, 2_100_000) == CONTENT[2_000_000:2_100_000]
 
 
-def test_without_tokens_there_is_a_hint(seeded: DevHub) -> None:
+def test_without_tokens_there_is_a_hint(seeded: DevHub, open_source: Open) -> None:
     """A Hub that states Xet hashes but gives no tokens is an error that says what to do."""
     seeded.faults.add(Fault("status", path="*/xet-read-token/*", status=404, times=None))
     with pytest.raises(SourceError, match="me/model") as caught:
-        read(open_source(seeded), 0, 10)
+        read(open_source(), 0, 10)
     assert "--read http" in caught.value.hint
 
 
-def test_what_is_not_in_xet_comes_by_http(hub: DevHub) -> None:
+def test_what_is_not_in_xet_comes_by_http(hub: DevHub, open_source: Open) -> None:
     """A large file that lies elsewhere is read over HTTP, and that is said once; of small ones nothing is."""
     push(hub, "me/model", {"a.safetensors": CONTENT[:200_000], "config.json": b"{}"})
     hub.add_repo("me/model", {"b.safetensors": b"b" * 1000, "c.safetensors": b"c" * 1000})
     events: list[Event] = []
-    source = open_source(hub, events)
+    source = open_source(events)
     assert read(source, 0, 2, "config.json") == b"{}"
     assert read(source, 0, 200_000, "a.safetensors") == CONTENT[:200_000]
     assert not events
@@ -187,13 +195,15 @@ def test_what_is_not_in_xet_comes_by_http(hub: DevHub) -> None:
     assert "b.safetensors" in warned.message
 
 
-def test_nothing_is_left_on_the_disk(seeded: DevHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_left_on_the_disk(
+    seeded: DevHub, open_source: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What hf_xet writes lies in a folder of ours, holds no payload, and goes with the source."""
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(scratch))
     monkeypatch.delenv("HF_XET_CACHE")
-    source = open_source(seeded)
+    source = open_source()
     read(source, 0, 8_000_000)
     held = sum(path.stat().st_size for path in scratch.rglob("*") if path.is_file())
     assert held < 100_000
