@@ -1,8 +1,9 @@
 """Readers of remote tensors, each for a process of its own: ours by HTTP and by Xet, and other packages'.
 
-gguf's `SafetensorRemote` is what its converter reads a remote model with; it knows one Hub only, whose name
-is put in its place here. `HfFileSystem` is the Hub client's file system: a file is opened once, without a
-cache, so that each tensor is one request. Both are run as one would, and with four tensors at once.
+Ours hands out blocks, as it does to a decoder; theirs whole tensors. gguf's `SafetensorRemote` is what its
+converter reads a remote model with; it knows one Hub only, whose name is put in its place here.
+`HfFileSystem` is the Hub client's file system, without a cache, so that each tensor is one request. Both are
+run as one would, and with four tensors at once.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from threading import Lock
+from threading import Lock, local
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ class Sum:
     _lock: Lock = field(default_factory=Lock)
 
     def add(self, data: Any) -> None:
-        """A tensor that has come."""
+        """A tensor, or a block of one, has come."""
         even = memoryview(data)[: len(data) // 8 * 8]
         words = int(np.frombuffer(even, np.uint64).sum()) + sum(memoryview(data)[len(even) :])
         with self._lock:
@@ -39,48 +40,49 @@ class Sum:
 
 
 def ours(memory: str, *, by_xet: bool) -> Sum:
-    """Tensors and blocks at once as a run under this cap."""
-    from tensorport_hub.core.size import parse_size
+    """Blocks of tensors into buffers that are reused, as many at once as a run under this cap fetches."""
     from tensorport_hub.core.tiles import Demand
     from tensorport_hub.edge.hub_client import HubClient
     from tensorport_hub.edge.hub_source import HubSource
     from tensorport_hub.edge.hub_xet_ranges import RANGES_NBYTES
     from tensorport_hub.engine.budget import allot
     from tensorport_hub.errors import SourceError
+    from tensorport_hub.job import Limits
     from tensorport_hub.survey import read_header
 
     def report(event: object) -> None:
         pass
 
-    client, found = HubClient(), Sum()
+    client, found, limits = HubClient(), Sum(), Limits.of(None, memory)
     state = client.repo_state(SOURCE, "main", SourceError)
     source = HubSource(client, state, read_seconds=10, report=report, xet=by_xet)
     files = [file for file in source.files if file.path.endswith(".safetensors")]
     tensors = [tensor for file in files for tensor in read_header(source, file).tensors]
     may = allot(
-        parse_size(memory),
-        workers=AT_ONCE,
+        limits.max_memory,
+        workers=limits.workers,
         files=len(files),
-        writer_nbytes=0,
-        demand=Demand(max(tensor.nbytes for tensor in tensors), 0, 0, ""),
+        writer_nbytes=2 << 20,
+        demand=Demand(),
         reader_nbytes=RANGES_NBYTES if by_xet else 0,
     )
-    with ThreadPoolExecutor(may.lanes) as lanes, ThreadPoolExecutor(may.lanes * may.depth) as fetches:
+    own = local()
 
-        def fetch(path: str, start: int, into: memoryview) -> None:
-            source.read_into(path, start, into)
+    def read(block: tuple[str, int, int]) -> None:
+        path, start, stop = block
+        if not hasattr(own, "buffer"):
+            own.buffer = memoryview(bytearray(may.block))
+        data = own.buffer[: stop - start]
+        source.read_into(path, start, data)
+        found.add(data)
 
-        def read(tensor: Any) -> None:
-            data = memoryview(bytearray(tensor.nbytes))
-            at = range(0, tensor.nbytes, may.block)
-            blocks = [
-                fetches.submit(fetch, tensor.file, tensor.start + i, data[i : i + may.block]) for i in at
-            ]
-            for block in blocks:
-                block.result()
-            found.add(data)
-
-        list(lanes.map(read, tensors))
+    blocks = [
+        (tensor.file, start, min(start + may.block, tensor.stop))
+        for tensor in tensors
+        for start in range(tensor.start, tensor.stop, may.block)
+    ]
+    with ThreadPoolExecutor(may.lanes * may.depth) as fetches:
+        list(fetches.map(read, blocks))
     source.close()
     return found
 

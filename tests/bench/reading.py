@@ -3,8 +3,8 @@
 Each way is a process of its own that reads every tensor of a checkpoint once, by ranges, and adds it up: the
 sums must agree. The checkpoint lies in Xet storage. Its devhub sends what it stores as it is, by HTTP too;
 in the rows "unpacked" it unpacks for HTTP what it stores packed, as the Hub's bridge does, on these same
-processors. Ours stays under a memory cap and reads as a run of that cap does: its tensors and blocks at once
-are what `engine.budget` allots. The ways take turns; shown are medians:
+processors. Ours stays under a memory cap and reads as a run of that cap does: blocks as large, and as many at
+once, as `engine.budget` allots. The ways take turns; shown are medians:
 
 - wall: seconds from start to exit, imports and all; CPU: processor seconds of the process, not the devhub's
 - peak: `VmHWM`, the process' largest resident memory; sent, requests: bytes and answers of the devhub
