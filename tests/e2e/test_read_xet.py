@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from tensorport_hub import convert, mirror, plan, verify
 from tensorport_hub.devhub import DevHub, Fault
+from tensorport_hub.devhub.limits import Limits
 from tensorport_hub.edge import retry
 from tensorport_hub.engine import part
 from tensorport_hub.errors import LimitError, TensorportError, UseError
@@ -119,6 +121,17 @@ def test_a_storage_that_fails_says_what_else_there_is(
     assert caught.value.exit_code == 4
     assert "--read http" in caught.value.hint
     assert mirror(SOURCE, "me/out", transfer="lfs").changed
+
+
+def test_requests_are_those_of_a_run(pushed: DevHub) -> None:
+    """A run asks the Hub as often as `plan` says, its token for the storage included, or somewhat less."""
+    seen = plan(SOURCE, "me/out", read="xet").forecast
+    assert seen is not None
+    pushed.forget()
+    mirror(SOURCE, "me/out", read="xet")
+    counted = Counter(Limits.kind(done.path) for done in pushed.seen if done.origin == "hub")
+    for kind in ("api", "resolvers"):
+        assert 0.8 * seen.requests[kind] <= counted[kind] <= seen.requests[kind], (kind, counted)
 
 
 def test_what_it_buffers_is_in_the_cap(pushed: DevHub, tmp_path: Path) -> None:
