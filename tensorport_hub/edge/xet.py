@@ -28,6 +28,10 @@ _BOUNDS = {
     "telemetry.enabled": False,
 }
 _TOKEN_NBYTES = 1 << 16
+_STORAGE = re.compile(r"(https?|local)://[\x21-\x7e]+")
+_SECRET = re.compile(r"[\x21-\x7e]+")
+_LATEST = 1 << 40
+"""Seconds since 1970."""
 
 T = TypeVar("T")
 
@@ -113,6 +117,7 @@ def connection(client: HubClient, http: Http, url: str, what: str, refusal: Refu
     Raises:
         SourceError, DestinationError: (`refusal`) the token may not, or no answer came that makes sense.
     """
+    client.admit("api", what, refusal)
     headers = client.headers()
     response = http.request("GET", url, refusal=refusal, headers=headers)
     body = bytearray(_TOKEN_NBYTES)
@@ -125,16 +130,19 @@ def connection(client: HubClient, http: Http, url: str, what: str, refusal: Refu
         raise failure(response.status, response.headers, what, refusal)
     try:
         token = json.loads(body[:nbytes])
-        return {
-            "endpoint": str(token["casUrl"]),
-            "token": str(token["accessToken"]),
-            "token_expiry_unix_secs": int(token["exp"]),
-            "token_refresh_url": url,
-            "token_refresh_headers": headers,
-            "custom_headers": {k: v for k, v in headers.items() if k.lower() != "authorization"},
-        }
-    except (ValueError, KeyError, TypeError) as error:
-        raise refusal(f"{what} makes no sense: {error}") from None
+        storage, secret, expires = str(token["casUrl"]), str(token["accessToken"]), int(token["exp"])
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise refusal(f"{what} makes no sense: {type(error).__name__}: {error}") from None
+    if not (_STORAGE.fullmatch(storage) and _SECRET.fullmatch(secret) and 0 <= expires < _LATEST):
+        raise refusal(f"{what} makes no sense: its storage, secret or expiry is malformed")
+    return {
+        "endpoint": storage,
+        "token": secret,
+        "token_expiry_unix_secs": expires,
+        "token_refresh_url": url,
+        "token_refresh_headers": headers,
+        "custom_headers": {k: v for k, v in headers.items() if k.lower() != "authorization"},
+    }
 
 
 def translated(call: Callable[[], T], what: str, refusal: Refusal, hint: str = "") -> T:
