@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from tensorport_hub.ports import Event, Warned
 from tests.bench.ways import make_model
 from tests.e2e.reading import contents, folder_contents
 from tests.e2e.test_cli import run
+from tests.e2e.test_damaged_answers import Proxy, check_words
 from tests.pushed import push
 
 SOURCE = "me/tiny"
@@ -107,6 +110,32 @@ def _published(hub: DevHub, repo_id: str) -> dict[str, bytes]:
         return contents(hub, repo_id)
     except LookupError:
         return {}
+
+
+def test_damaged_answers(pushed: DevHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Hub's answers are damaged, tokens for the storage too: an error of ours, or the right files."""
+    monkeypatch.setattr(retry, "_FIRST", 0.001)
+    monkeypatch.setattr(part, "_PAUSE", 0.001)
+    convert(SOURCE, str(tmp_path / "right" / "out"))
+    expected = folder_contents(tmp_path / "right" / "out")
+    proxy = Proxy(pushed.endpoint, random.Random(2))
+    proxy.share = 0.3
+    threading.Thread(target=proxy.serve_forever, daemon=True).start()
+    monkeypatch.setenv("HF_ENDPOINT", proxy.endpoint)
+    ends = {"done": 0, "error": 0}
+    for number in range(24):
+        out = tmp_path / str(number) / "out"
+        try:
+            convert(SOURCE, str(out), read="xet")
+            ends["done"] += 1
+            assert folder_contents(out) == expected
+        except TensorportError as error:
+            ends["error"] += 1
+            check_words(error)
+            assert not out.exists()
+    proxy.shutdown()
+    proxy.server_close()
+    assert min(ends.values()) > 2, ends
 
 
 def test_a_storage_that_fails_says_what_else_there_is(
