@@ -51,6 +51,7 @@ def mirror(
     private: bool | None = None,
     i_have_rights: bool = False,
     transfer: str = "auto",
+    read: str = "http",
     verify_source: str = "auto",
     checkpoint_every: str | int = "20GB",
     restart: bool = False,
@@ -87,6 +88,8 @@ def mirror(
         private: visibility of a new repository; by default private where the source is private or gated.
         i_have_rights: a gated or private source may be published openly.
         transfer: `auto`, `xet` or `lfs`.
+        read: `http`, or `xet`: what the source has in Xet storage comes from there; fewer bytes, more of the
+            processor's time.
         verify_source: `auto`, `whole` or `no`: sha256 of whole source files.
         checkpoint_every: bytes that a crash may cost; a mirror of fewer is published by one commit.
         restart: give up what an interrupted run left, and make again what the destination holds already.
@@ -104,9 +107,9 @@ def mirror(
     begun = monotonic()
     options = asked.options(locals())
     limits, meter = Limits.of(workers, max_memory, large_shards=allow_large_shards), Meter(on_event)
-    publication = asked.publication(locals(), options)
+    publication, by_xet = asked.publication(locals(), options), asked.by_xet(read)
     page = None if report is None else Page(report)
-    with Job(source, destination, revision, token, options, limits, publication, meter) as job:
+    with Job(source, destination, revision, token, options, limits, publication, meter, by_xet=by_xet) as job:
         if page is not None:
             pages.refuse_inside(page, job)
         meter(Planned(len(job.plan.outputs), job.schedule.bytes_read(), job.plan.bytes_out))
@@ -169,6 +172,7 @@ def plan(
     private: bool | None = None,
     i_have_rights: bool = False,
     transfer: str = "auto",
+    read: str = "http",
     verify_source: str = "auto",
     checkpoint_every: str | int = "20GB",
     create_pr: bool = False,
@@ -192,9 +196,9 @@ def plan(
     """
     options = asked.options(locals())
     limits, meter = Limits.of(workers, max_memory, large_shards=allow_large_shards), Meter(on_event)
-    publication = asked.publication(locals(), options)
+    publication, by_xet = asked.publication(locals(), options), asked.by_xet(read)
     expected = parse_rate(rate)
-    with Job(source, destination, revision, token, options, limits, publication, meter) as job:
+    with Job(source, destination, revision, token, options, limits, publication, meter, by_xet=by_xet) as job:
         return outlook(job, publication, rate=expected, measure=probe, strict=strict)
 
 

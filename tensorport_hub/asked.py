@@ -13,6 +13,8 @@ from tensorport_hub.core.size import parse_size
 from tensorport_hub.destination import Publication
 from tensorport_hub.errors import UseError, gather
 
+READS = ("http", "xet")
+
 
 def options(given: Mapping[str, Any]) -> Options:
     """The content options among a verb's arguments, checked."""
@@ -86,6 +88,13 @@ def publication(given: Mapping[str, Any], chosen: Options) -> Publication:
         (1 + len(chosen.formats)) * chosen.shard_size if max_disk is None else parse_size(max_disk),
         given["author"],
     )
+
+
+def by_xet(read: str) -> bool:
+    """Whether the source is to be read by Xet."""
+    if read not in READS:
+        raise UseError(f"`{read}` is no way to read: expected one of {_or(READS)}")
+    return read == "xet"
 
 
 def _or(words: Iterable[str]) -> str:

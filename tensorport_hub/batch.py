@@ -156,6 +156,7 @@ def _faults(source: str, destination: str | None, options: Mapping[str, Any]) ->
     for check in (
         lambda: asked.options(given),
         lambda: asked.publication(given, Options()),
+        lambda: asked.by_xet(given["read"]),
         lambda: Limits.of(given["workers"], given["max_memory"]),
         lambda: refuse_same(
             source_location(source, given["revision"]),

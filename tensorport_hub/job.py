@@ -33,7 +33,8 @@ from tensorport_hub.core.tiles import demand
 from tensorport_hub.destination import Destination, FolderDestination, Opened, Publication
 from tensorport_hub.edge.git import require_git
 from tensorport_hub.edge.hub_source import HubSource
-from tensorport_hub.edge.hub_xet import STREAM_NBYTES
+from tensorport_hub.edge.hub_xet import buffered
+from tensorport_hub.edge.hub_xet_ranges import RANGES_NBYTES
 from tensorport_hub.edge.local import parse_folder
 from tensorport_hub.edge.retry import retried
 from tensorport_hub.engine import Outcome
@@ -47,6 +48,7 @@ from tensorport_hub.reading import Reading, read_seconds, source_location
 from tensorport_hub.results import MirrorResult, PlanResult, Stats
 
 _XET_STREAMS = 4
+_SPOOL_NBYTES = 2 << 20
 
 
 @dataclass(frozen=True)
@@ -94,13 +96,15 @@ class Job(Reading):
         limits: Limits,
         publication: Publication,
         meter: Meter,
+        *,
+        by_xet: bool,
     ) -> None:
         self.limits, self._publication = limits, publication
         given = parse_destination(destination) if destination is not None else None
         refuse_same(source_location(source, revision), given)
         if isinstance(given, GitLocation):
             require_git()
-        super().__init__(source, revision, token, options, meter)
+        super().__init__(source, revision, token, options, meter, by_xet=by_xet)
         with ExitStack() as undo:
             undo.callback(self.source.close)
             self.destination = self._destination(given or self._default_destination())
@@ -161,15 +165,19 @@ class Job(Reading):
             LimitError: it is too small.
         """
         streams, at_once = self.destination.streams, self.plan.files_at_once
+        session, writer = 0, at_once * _SPOOL_NBYTES
+        if streams:
+            session, writer = buffered(self.plan.bytes_out, streams=at_once)
         return allot(
             self.limits.max_memory,
             workers=min(self.limits.workers, max(_XET_STREAMS // at_once, 1))
             if streams
             else self.limits.workers,
             files=len(self.plan.files),
-            writer_nbytes=(STREAM_NBYTES if streams else 2 << 20) * at_once,
+            writer_nbytes=writer,
             demand=demand(self.plan),
             ordered=self.plan.is_ordered,
+            beside_nbytes=session + (RANGES_NBYTES if self.by_xet else 0),
         )
 
     @cached_property

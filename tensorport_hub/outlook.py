@@ -60,6 +60,7 @@ def _forecast(job: Job, publication: Publication, result: PlanResult, rate: Rate
     to_hub = isinstance(job.destination, HubDestination)
     if from_hub:
         requests.update(forecast.source_requests(len(job.plan.files), len(job.survey.carried) + 2))
+        requests["api"] += job.by_xet  # its token
     if to_hub and not result.standing:
         requests.update(
             forecast.destination_requests(

@@ -71,9 +71,16 @@ class Reading:
     """A source and the plan that its headers make."""
 
     def __init__(
-        self, source: str, revision: str | None, token: str | None, options: Options, meter: Meter
+        self,
+        source: str,
+        revision: str | None,
+        token: str | None,
+        options: Options,
+        meter: Meter,
+        *,
+        by_xet: bool = False,
     ) -> None:
-        self.options, self.meter, self.token = options, meter, token
+        self.options, self.meter, self.token, self.by_xet = options, meter, token, by_xet
         self.location = source_location(source, revision)
         subfolder = options.subfolder or getattr(self.location, "subfolder", None)
         self.options = Options(**{**vars(options), "subfolder": subfolder})
@@ -112,12 +119,14 @@ class Reading:
 
     def _open(self) -> Source:
         if isinstance(self.location, FolderLocation):
+            if self.by_xet:
+                raise UseError("`--read xet` is of the Hub, this source is a folder")
             return LocalSource(parse_folder(self.location.path))
         location = self.location
         state = retried(
             lambda: self.client.repo_state(location.repo_id, location.revision, SourceError), self.meter
         )
-        return HubSource(self.client, state, read_seconds=read_seconds(), report=self.meter)
+        return HubSource(self.client, state, read_seconds=read_seconds(), report=self.meter, xet=self.by_xet)
 
     def _refuse_mirrors(self) -> None:
         paths = {file.path: file for file in self.source.files}

@@ -62,7 +62,9 @@ IN_EDGE = {
     "edge.pace": 0,
     "edge.hub_answers": 0,
     "edge.hub_client": 1,
-    "edge.hub_xet": 2,
+    "edge.xet": 2,
+    "edge.hub_xet": 3,
+    "edge.hub_xet_ranges": 3,
     "edge.hub_lfs": 2,
     "edge.hub_ref": 2,
     "edge.hub_pulls": 2,
@@ -262,8 +264,8 @@ def test_core_does_no_io(module):
 
 DOORS = {
     "git": {"edge.git"},
-    "huggingface_hub": {"edge.hub_client", "edge.hub_xet", "demo"},  # the demo reads back as a user would
-    "hf_xet": {"edge.hub_client", "edge.hub_xet"},
+    "huggingface_hub": {"edge.hub_client", "demo"},  # the demo reads back as a user would
+    "hf_xet": {"edge.xet"},
     "jax": {module for module in MODULES if room(module) == "jax"},
 }
 

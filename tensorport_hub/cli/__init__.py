@@ -31,6 +31,7 @@ def cli() -> None:
 @many.from_file_option
 @options.source
 @options.content
+@options.read
 @options.limit
 @options.hub
 @options.restart
@@ -58,6 +59,7 @@ def mirror(src: str | None, dst: str | None, from_file: str | None, **given: Any
 @click.option("--output", "dst", required=True, metavar="DIR", help="The folder to make.")
 @options.source
 @options.content
+@options.read
 @options.limit
 @options.restart
 @options.report
@@ -90,6 +92,7 @@ def _mirror(src: str, dst: str | None, given: dict[str, Any]) -> None:
 @click.argument("dst", required=False)
 @options.source
 @options.content
+@options.read
 @options.limit
 @options.hub
 @click.option("--rate", metavar="SIZE", help="Bytes a second to expect, for a forecast of the time.")

@@ -114,6 +114,13 @@ hub = _group(
     click.option("--branch", metavar="B", help="Publish on this branch (main)."),
     click.option("--author", metavar="WHO", help="Of a git remote's commits: `Name <mail>` (git's own)."),
 )
+read = click.option(
+    "--read",
+    type=click.Choice(["http", "xet"]),
+    default="http",
+    show_default=True,
+    help="How the Hub's files are read: by HTTP ranges, or from Xet storage what lies there.",
+)
 restart = click.option(
     "--restart/--resume", default=False, help="Begin anew, or continue an interrupted run (--resume)."
 )

@@ -226,8 +226,9 @@ class HubClient:
         """A URL that the Hub gave, on the endpoint that the user named."""
         return str(fix_hf_endpoint_in_url(url, self.endpoint))
 
-    def xet_write_token_url(self, repo_id: str) -> str:
-        return f"{self.endpoint}/api/models/{repo_id}/xet-write-token/main"
+    def xet_token_url(self, scope: str, repo_id: str, revision: str) -> str:
+        """Where a token for the Xet storage is had, to `read` or `write`."""
+        return f"{self.endpoint}/api/models/{repo_id}/xet-{scope}-token/{revision}"
 
     def call(
         self, call: Callable[[HfApi], T], what: str, refusal: Refusal = DestinationError, window: str = "api"

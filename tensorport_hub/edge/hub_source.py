@@ -1,10 +1,13 @@
-"""A repository on the Hub, read by strict ranges over HTTP.
+"""A repository on the Hub, read by strict ranges over HTTP, or by Xet where that is wanted.
 
 Rules: everything comes from the commit that was resolved at the start. One `/resolve` a file finds its
 storage link, which is used until the storage answers 403; the token goes to the endpoint's host alone. An
 answer counts only if it is 206 with exactly the `Content-Range` that was asked, the file's known size, and
 the `ETag` seen first; a 200 only where the whole file was wanted. What came before a connection broke is
 kept, and reading goes on behind it.
+
+With `xet`, files that the same `/resolve` says are in Xet storage are read from there (`hub_xet_ranges`): the
+Xet hash that it states at the commit stands for the content. All others come over HTTP.
 """
 
 from __future__ import annotations
@@ -21,11 +24,13 @@ from tensorport_hub.core.digest import SourceFile
 from tensorport_hub.edge import http
 from tensorport_hub.edge.hub_answers import RepoState
 from tensorport_hub.edge.hub_client import HubClient
+from tensorport_hub.edge.hub_xet_ranges import XetRanges
 from tensorport_hub.edge.retry import ATTEMPTS, pause
 from tensorport_hub.errors import SourceError, TensorportError
-from tensorport_hub.ports import Report
+from tensorport_hub.ports import Report, Warned
 
 _REDIRECTS = 3
+_XET_HASH = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -35,16 +40,26 @@ class _Link:
     url: str
     headers: Mapping[str, str]
     signed: bool
+    xet_hash: str | None
 
 
 class HubSource:
-    """One commit of a model repository."""
+    """One commit of a model repository.
+
+    Args:
+        xet: read by Xet what is in Xet storage.
+    """
 
     stamp = ""
 
-    def __init__(self, client: HubClient, state: RepoState, *, read_seconds: float, report: Report) -> None:
+    def __init__(
+        self, client: HubClient, state: RepoState, *, read_seconds: float, report: Report, xet: bool = False
+    ) -> None:
         self._client, self._report = client, report
         self._http = http.Http(read_seconds=read_seconds)
+        self._xet: XetRanges | None = None
+        if xet:
+            self._xet = XetRanges(client, self._http, state.repo_id, state.commit, read_seconds=read_seconds)
         self.repo: str | None = state.repo_id
         self.commit = state.commit
         self.private, self.gated = state.private, state.gated
@@ -54,6 +69,7 @@ class HubSource:
         self._etags: dict[str, str] = {}
         self._locks: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
+        self._warned = False
         self._closed = threading.Event()
 
     def read_into(self, path: str, start: int, buffer: memoryview) -> None:
@@ -78,12 +94,16 @@ class HubSource:
             done += got
 
     def _read_once(self, file: SourceFile, start: int, buffer: memoryview) -> int:
-        """One request; the bytes that came, at least one.
+        """One range of what is wanted; the bytes that came, at least one.
 
         Raises:
             SourceError: nothing that may be used came.
         """
         link = self._link(file)
+        if self._xet is not None:
+            if link.xet_hash is not None:
+                return self._xet.read(file, link.xet_hash, start, buffer)
+            self._warn_once(file)
         if not link.signed:
             self._client.admit("resolvers", f"`{file.path}` of `{self.repo}`", SourceError)
         stop = start + len(buffer)
@@ -113,6 +133,15 @@ class HubSource:
             if response.length_remaining:
                 response.close()
             response.release_conn()
+
+    def _warn_once(self, file: SourceFile) -> None:
+        """Say that a large file is read in another way than was asked for; small ones are never in Xet."""
+        with self._lock:
+            if self._warned or file.sha256 is None:
+                return
+            self._warned = True
+        said = f"`{file.path}` of `{self.repo}` is not in Xet storage: what isn't there is read by HTTP"
+        self._report(Warned(said))
 
     def _check(self, response: urllib3.BaseHTTPResponse, file: SourceFile, start: int, stop: int) -> None:
         """Refuse any answer that is not exactly the range that was asked."""
@@ -156,6 +185,7 @@ class HubSource:
         url = f"{self._client.endpoint}/{self.repo}/resolve/{self.commit}/{quote(file.path)}"
         what = f"`{file.path}` of `{self.repo}`"
         self._client.admit("resolvers", what, SourceError)
+        xet_hash = None
         for _ in range(_REDIRECTS):
             response = self._http.request("HEAD", url, refusal=SourceError, headers=self._client.headers())
             response.drain_conn()
@@ -165,12 +195,14 @@ class HubSource:
                 self._client.pace.hear(status, headers)
                 raise http.failure(status, headers, what, SourceError)
             self._check_resolved(headers, file)
+            stated = headers.get("X-Xet-Hash", "")
+            xet_hash = stated if _XET_HASH.fullmatch(stated) else xet_hash
             if status < 300:
-                return _Link(url, self._client.headers(), signed=False)
+                return _Link(url, self._client.headers(), False, xet_hash)
             url = urljoin(url, headers.get("Location", ""))
             target = urlsplit(url)
             if (target.scheme, target.netloc) != (home.scheme, home.netloc):
-                return _Link(url, {}, signed=True)
+                return _Link(url, {}, True, xet_hash)
         raise SourceError(f"{what} is redirected more than {_REDIRECTS} times")
 
     def _check_resolved(self, headers: Mapping[str, str], file: SourceFile) -> None:
@@ -188,4 +220,6 @@ class HubSource:
 
     def close(self) -> None:
         self._closed.set()
+        if self._xet is not None:
+            self._xet.close()
         self._http.close()

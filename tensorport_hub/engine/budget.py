@@ -2,8 +2,9 @@
 
 What a run holds: the interpreter and its libraries; the plan; per walked file, blocks being fetched or
 decoded and kept companions; per part in flight, a little scratch, a block that it reads itself, its
-companions, and what the sink's writer buffers (an Xet stream: about 150 MB); and for all parts of held
-layouts, a room in which their tiles take turns. The figures are measured peaks, rounded up.
+companions, and what the sink's writer buffers (an Xet stream: about 160 MB); what source and sink buffer
+besides; and for all parts of held layouts, a room in which their tiles take turns. The figures are measured
+peaks, rounded up.
 
 The room comes first: what a tile lacks is paid for by reading stored bytes again, what parallel work lacks by
 time alone. More than the largest tile is shared out after that.
@@ -56,7 +57,14 @@ class Allotment:
 
 
 def allot(
-    max_memory: int, *, workers: int, files: int, writer_nbytes: int, demand: Demand, ordered: bool = False
+    max_memory: int,
+    *,
+    workers: int,
+    files: int,
+    writer_nbytes: int,
+    demand: Demand,
+    ordered: bool = False,
+    beside_nbytes: int = 0,
 ) -> Allotment:
     """The most parallel way to stay below `max_memory`.
 
@@ -67,11 +75,12 @@ def allot(
         writer_nbytes: what one open writer of the sink buffers.
         demand: what the plan and its parts hold.
         ordered: parts are written one after another, so that only fetching is parallel.
+        beside_nbytes: what source and sink buffer, however many parts are in flight.
 
     Raises:
         LimitError: not even one part at a time fits, a held one in the smallest tiles.
     """
-    base = BASE + demand.noted
+    base = BASE + beside_nbytes + demand.noted
     each = writer_nbytes + _SCRATCH + demand.beside
     for wanted in range(max(workers, 1), 0, -1):
         parallel, depth = (1, _DEPTH * wanted) if ordered else (wanted, _DEPTH)

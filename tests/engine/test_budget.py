@@ -119,6 +119,16 @@ def test_defaults_of_a_small_machine() -> None:
     assert (found.workers, found.lanes, found.block) == (2, 2, 8 * MiB)
 
 
+def test_what_the_reader_buffers_is_set_aside_first() -> None:
+    """A reader that buffers leaves as much as a cap that is smaller by that."""
+    wants = Demand(8 * MiB, 100 * MiB, 1000, "w")
+    for cap in (250 * MiB, 400 * MiB, 1000 * MiB):
+        plain = allot(cap, workers=4, files=4, writer_nbytes=2 * MiB, demand=wants)
+        more = cap + 100 * MiB
+        beside = allot(more, workers=4, files=4, writer_nbytes=2 * MiB, demand=wants, beside_nbytes=100 * MiB)
+        assert beside == plain
+
+
 def test_one_file_has_one_lane() -> None:
     """Lanes are no more than files, workers may be."""
     found = allot(10**9, workers=8, files=1, writer_nbytes=0, demand=Demand())
