@@ -36,7 +36,7 @@ def buffered(nbytes: int, *, streams: int) -> tuple[int, int]:
     """What hf_xet buffers, measured where the storage is slow: all together, and besides for each writer.
 
     Args:
-        nbytes: of everything that will be sent; no more than about twice that is ever held, and `BASE` has some of it.
+        nbytes: of everything that will be sent; no more than about twice that is ever held.
         streams: that a writer has open.
     """
     most = int(_MOST * nbytes)

@@ -20,8 +20,11 @@ import numpy as np
 from safetensors import deserialize
 
 from tensorport_hub.core.decode.cast import Losses
+from tensorport_hub.core.decode.plain import Plain
+from tensorport_hub.core.recipe import Recipe
 from tensorport_hub.core.render import render
 from tensorport_hub.core.strips import contiguous
+from tensorport_hub.core.tensor import DTYPES, TensorSpec
 from tests.bench.kernels import bound, decode, filled, modules, seconds
 
 NAME = "model.layers.0.mlp.up_proj."
@@ -170,6 +173,32 @@ def measure(name: str, rows: int, columns: int, runs: int) -> str:
     return f"{name:14}{package:20}{own:8.2f}{other:8.2f}{own / other:8.1f}x"
 
 
+CASTS = (("BF16", "F32"), ("F16", "F32"), ("F32", "BF16"), ("F32", "F16"), ("BF16", "F16"))
+"""From what is stored to what comes out."""
+_WORDS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+
+
+def measure_cast(stored: str, target: str, elements: int, runs: int) -> str:
+    """One line: how fast weights are rounded, counted losses and all, and how fast by torch."""
+    name = f"{stored} to {target}"
+    kind = DTYPES[stored]
+    spec = TensorSpec("w", kind, (elements,), "f", 0, elements * kind.itemsize)
+    recipe = Recipe("w", Plain(spec), DTYPES[target])
+    values = (np.random.default_rng(0).standard_normal(elements, np.float32) / 50).astype(kind.numpy)
+    data = {"w": values.view(np.uint8)}
+    try:
+        tensor = _torch(data["w"], _WORDS[stored])
+        wanted = getattr(import_module("torch"), _WORDS[target])
+        theirs = tensor.to(wanted)
+    except ImportError as error:
+        return f"{name:14}skipped: `{error.name}` is not installed"
+    _compare(recipe, data, theirs, name)
+    nbytes = decode(recipe, data)
+    own = nbytes / seconds(lambda: decode(recipe, data), runs) / 1e9
+    other = nbytes / seconds(lambda: tensor.to(wanted), runs) / 1e9
+    return f"{name:14}{'torch':20}{own:8.2f}{other:8.2f}{own / other:8.1f}x"
+
+
 def _compare(recipe: Any, data: Stored, theirs: Any, name: str) -> None:
     inputs = [(data[t.name], contiguous(0, data[t.name].size)) for t in recipe.decoder.inputs]
     decoder, outputs = recipe.decoder, [(None, Losses())]
@@ -196,6 +225,8 @@ def main() -> None:
     print(f"{'layout':14}{'reference':20}{'ours':>8}{'theirs':>8}{'ratio':>9}   GB/s out, one core")
     for name in REFERENCES:
         print(measure(name, chosen.rows, chosen.columns, chosen.runs), flush=True)
+    for stored, target in CASTS:
+        print(measure_cast(stored, target, chosen.rows * chosen.columns, chosen.runs), flush=True)
 
 
 if __name__ == "__main__":

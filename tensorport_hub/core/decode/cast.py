@@ -71,6 +71,12 @@ def cast(values: Dense, source: DType, target: DType, *, saturate: bool = False)
             return wide, Losses()
         out = look_up(_halves(), values.view(np.uint16)).view(np.float16)
         return out, _settle(wide, out, target, saturate)
+    if source.name == "F16":
+        wide = _widen_half(values)
+        if target.name == "F32":
+            canonical_nans(wide, target)
+            return wide, Losses()
+        return _round(wide, target, saturate)
     exact = _exact(values, source, target)
     if exact.dtype == np.float32 and target.name == "F16":
         return _to_float16(exact, saturate)
@@ -109,6 +115,21 @@ def _widen(values: Dense) -> npt.NDArray[np.float32]:
     wide = values.view(np.uint16).astype(np.uint32)
     np.left_shift(wide, np.uint32(16), out=wide)
     return wide.view(np.float32)
+
+
+def _widen_half(values: Dense) -> npt.NDArray[np.float32]:
+    """A float16's exponent and mantissa, moved to a float32's place, are the value times 2^-112, subnormal
+    ones too: several times quicker than numpy's own way. What had the largest exponent is infinite, or NaN.
+    """
+    wide = values.view(np.int16).astype(np.int32).view(np.uint32)  # two copies of the sign
+    np.left_shift(wide, np.uint32(13), out=wide)
+    np.bitwise_and(wide, np.uint32(0x8FFFE000), out=wide)
+    found = wide.view(np.float32)
+    np.multiply(found, np.float32(2.0**112), out=found)
+    if max(found.max(initial=0), -found.min(initial=0)) >= 65536:
+        where = np.flatnonzero(np.abs(found) >= 65536)
+        found[where] = values[where].astype(np.float32)
+    return found
 
 
 @cache
