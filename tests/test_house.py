@@ -67,6 +67,7 @@ IN_EDGE = {
     "edge.hub_ref": 2,
     "edge.hub_pulls": 2,
     "edge.hub_windows": 2,
+    "edge.hub_store": 3,
     "edge.hub_work": 3,
     "edge.hub_journal": 4,
     "edge.hub_find": 4,
