@@ -11,7 +11,7 @@ All of it is decided before the first byte, so a plan can say how many bytes wil
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
@@ -131,7 +131,7 @@ class Schedule:
                 here.pulled.append((file, primary))
 
     @cached_property
-    def _from_elsewhere(self) -> dict[str, set[Strip]]:
+    def from_elsewhere(self) -> Mapping[str, set[Strip]]:
         """What parts whose primary lies in another file need of each file."""
         found: dict[str, set[Strip]] = defaultdict(set)
         for path, uses in self._laid[0].items():
@@ -152,7 +152,9 @@ class Schedule:
         walker = Walker(file.path, fed, self._plan.read_whole, self._keep)
         blocks, kept = walker.walk(file, self._block)
         pulled = (*uses.pulled, *walker.pulled)
-        here = {strip for path, strip in pulled if path == file.path} | self._from_elsewhere[file.path]
+        here = {strip for path, strip in pulled if path == file.path} | self.from_elsewhere.get(
+            file.path, set()
+        )
         here |= {c.strip for b in blocks for c in b.companions if c.how == "apart" and c.file == file.path}
         return Walk(
             file,
