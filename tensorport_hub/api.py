@@ -10,16 +10,19 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tensorport_hub import asked, pages
 from tensorport_hub.audit import Audit
+from tensorport_hub.cluster import check_cluster, crew_of, run_shared
 from tensorport_hub.core.journal import Progress
 from tensorport_hub.core.mirror import Mirror
+from tensorport_hub.destination import Opened
 from tensorport_hub.edge.local import parse_folder
 from tensorport_hub.edge.page import Page
-from tensorport_hub.engine import run
+from tensorport_hub.engine import Outcome, run
 from tensorport_hub.errors import CheckpointError, LossError, UseError
 from tensorport_hub.job import Job, Limits
 from tensorport_hub.meter import Meter
@@ -27,6 +30,10 @@ from tensorport_hub.outlook import outlook, parse_rate
 from tensorport_hub.ports import Committed, Event, Planned, Published
 from tensorport_hub.reading import Reading
 from tensorport_hub.results import Inspection, MirrorResult, PlanResult, Verification
+
+if TYPE_CHECKING:
+    from tensorport_hub.cluster import Cluster
+    from tensorport_hub.cluster.crew import Crew
 
 
 def mirror(
@@ -54,6 +61,7 @@ def mirror(
     transfer: str = "auto",
     verify_source: str = "auto",
     checkpoint_every: str | int = "20GB",
+    cluster: Cluster | None = None,
     restart: bool = False,
     create_pr: bool = False,
     branch: str | None = None,
@@ -90,6 +98,9 @@ def mirror(
         transfer: `auto`, `xet` or `lfs`.
         verify_source: `auto`, `whole` or `no`: sha256 of whole source files.
         checkpoint_every: bytes that a crash may cost; a mirror of fewer is published by one commit.
+        cluster: workers that do it: the address of a Dask scheduler (`tcp://host:port`, `tls://host:port`),
+            `local:N` for as many processes on this machine, a Dask client, or any executor of
+            `concurrent.futures`; the caps are each process's own then. The destination must be on the Hub.
         restart: give up what an interrupted run left, and make again what the destination holds already.
         create_pr: leave an open pull request instead of merging it.
         branch: publish there instead of on `main`, or a git remote's default branch.
@@ -103,6 +114,8 @@ def mirror(
         TensorportError: by whose fault it is; nothing was published.
     """
     begun = monotonic()
+    if cluster is not None:
+        check_cluster(cluster, destination)
     options = asked.options(locals())
     limits, meter = Limits.of(workers, max_memory, large_shards=allow_large_shards), Meter(on_event)
     publication = asked.publication(locals(), options)
@@ -111,7 +124,7 @@ def mirror(
         if page is not None:
             pages.refuse_inside(page, job)
         meter(Planned(len(job.plan.outputs), job.schedule.bytes_read(), job.plan.bytes_out))
-        made = job.standing() or _carried_out(job)
+        made = job.standing() or _carried_out(job, cluster)
         meter(Committed(made[1]))
         result = job.result(*made, monotonic() - begun)
         if page is not None:
@@ -119,31 +132,39 @@ def mirror(
         return result
 
 
-def _carried_out(job: Job) -> tuple[Mirror, Published]:
+def _carried_out(job: Job, cluster: Cluster | None) -> tuple[Mirror, Published]:
     """Make what is left to make, and publish."""
-    opened = job.open()
-    sink, journal = opened.sink, opened.journal
-    try:
-        if opened.published is not None:
-            return opened.published
-        outcome = run(
-            job.plan,
-            job.source,
-            sink,
-            journal,
-            inherited=Progress() if opened.anew else job.destination.inherited,
-            allotment=job.allotment(),
-            report=job.meter,
-        )
-        return job.publish(sink, outcome)
-    except (CheckpointError, LossError):
-        sink.discard()
-        raise
-    except BaseException:
-        journal.save()
-        raise
-    finally:
-        sink.close()
+    with nullcontext() if cluster is None else crew_of(cluster, job) as crew:
+        opened = job.open()
+        sink, journal = opened.sink, opened.journal
+        try:
+            if opened.published is not None:
+                return opened.published
+            return job.publish(sink, _outcome(job, opened, crew))
+        except (CheckpointError, LossError):
+            sink.discard()
+            raise
+        except BaseException:
+            journal.save()
+            raise
+        finally:
+            sink.close()
+
+
+def _outcome(job: Job, opened: Opened, crew: Crew | None) -> Outcome:
+    """What is left to make, made here or by a crew."""
+    inherited = Progress() if opened.anew else job.destination.inherited
+    if crew is not None:
+        return run_shared(job, opened, inherited, crew)
+    return run(
+        job.plan,
+        job.source,
+        opened.sink,
+        opened.journal,
+        inherited=inherited,
+        allotment=job.allotment(),
+        report=job.meter,
+    )
 
 
 def plan(
@@ -171,6 +192,7 @@ def plan(
     transfer: str = "auto",
     verify_source: str = "auto",
     checkpoint_every: str | int = "20GB",
+    cluster: Cluster | None = None,
     create_pr: bool = False,
     branch: str | None = None,
     author: str | None = None,
@@ -194,6 +216,8 @@ def plan(
     limits, meter = Limits.of(workers, max_memory, large_shards=allow_large_shards), Meter(on_event)
     publication = asked.publication(locals(), options)
     expected = parse_rate(rate)
+    if cluster is not None:
+        check_cluster(cluster, destination)
     with Job(source, destination, revision, token, options, limits, publication, meter) as job:
         return outlook(job, publication, rate=expected, measure=probe, strict=strict)
 

@@ -41,6 +41,7 @@ FLOORS = {
     "asked": 6,
     "job": 7,
     "audit": 7,
+    "cluster": 7.5,
     "outlook": 7.5,
     "pages": 7.5,
     "checkpoint": 7,
@@ -262,6 +263,7 @@ def test_core_does_no_io(module):
 
 DOORS = {
     "git": {"edge.git"},
+    "distributed": {"cluster.dask", "cluster"},
     "huggingface_hub": {"edge.hub_client", "edge.hub_xet", "demo"},  # the demo reads back as a user would
     "hf_xet": {"edge.hub_client", "edge.hub_xet"},
     "jax": {module for module in MODULES if room(module) == "jax"},
@@ -309,6 +311,7 @@ def test_importing_costs_nothing(module):
         "aiohttp",
         "jax",
         "git",
+        "distributed",
     }
 
 

@@ -33,6 +33,7 @@ def cli() -> None:
 @options.content
 @options.limit
 @options.hub
+@options.cluster
 @options.restart
 @click.option("--commit-message", metavar="TEXT", help="Message of the commit.")
 @options.report
@@ -92,6 +93,7 @@ def _mirror(src: str, dst: str | None, given: dict[str, Any]) -> None:
 @options.content
 @options.limit
 @options.hub
+@options.cluster
 @click.option("--rate", metavar="SIZE", help="Bytes a second to expect, for a forecast of the time.")
 @click.option("--probe", is_flag=True, help="Measure that rate: read some blocks, 64 MB at most.")
 @click.option("--strict", is_flag=True, help="Warnings and recommended limits are errors (exit 7).")

@@ -114,6 +114,9 @@ hub = _group(
     click.option("--branch", metavar="B", help="Publish on this branch (main)."),
     click.option("--author", metavar="WHO", help="Of a git remote's commits: `Name <mail>` (git's own)."),
 )
+cluster = click.option(
+    "--cluster", metavar="ADDRESS", help="Dask workers do it: tcp://HOST:PORT, tls://HOST:PORT or local:N."
+)
 restart = click.option(
     "--restart/--resume", default=False, help="Begin anew, or continue an interrupted run (--resume)."
 )

@@ -67,6 +67,8 @@ def mirror_text(result: MirrorResult) -> str:
     """What `mirror` says at the end."""
     stats = result.stats
     memory = f", peak memory {format_size(stats.peak_memory)}" if stats.peak_memory else ""
+    if stats.worker_memory:
+        memory += f", of the largest worker {format_size(stats.worker_memory)}"
     lines = [
         f"{stats.tensors:,} tensors, {stats.parameters:,} parameters in {stats.parts:,} files,"
         f" {format_size(stats.bytes_published)}",
@@ -107,6 +109,10 @@ def plan_text(result: PlanResult) -> str:
         ("publishes", _publication(result)),
         ("memory", f"at most {format_size(result.memory)}"),
         ("disk", f"at most {format_size(result.disk)} of staging" if result.disk else "no staging"),
+        (
+            "in a cluster",
+            f"{result.shares:,} shares of at most {format_size(result.largest_share)} of the source",
+        ),
         *(_forecast(result.forecast) if result.forecast is not None else []),
         ("fingerprint", result.plan.fingerprint[:16]),
     ]

@@ -97,6 +97,7 @@ class XetSession:
         Raises:
             DestinationError: the token may not write, or no answer came.
         """
+        client.admit("api", f"Xet token of `{repo_id}`", DestinationError)
         response = http.request(
             "GET", client.xet_write_token_url(repo_id), refusal=DestinationError, headers=client.headers()
         )
