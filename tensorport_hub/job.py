@@ -205,7 +205,7 @@ class Job(Reading):
             min(self.publication.max_disk, allotment.workers * plan.bytes_at_once)
             if destination.stages
             else 0,
-            len(shares),
+            len(shares) if isinstance(destination, HubDestination) else 0,
             max((share.nbytes for share in shares), default=0),
             tuple(self.meter.warnings),
         )

@@ -100,8 +100,8 @@ class PlanResult:
         bytes_in: source bytes that will be read, those twice included.
         bytes_again: the part of it that order forces to be read a second time.
         parts_kept, bytes_kept: what stands at the destination already, and is neither read nor sent.
-        shares, largest_share: what a cluster's workers would divide it into, and the bytes of source files in
-            the largest.
+        shares, largest_share: what a cluster's workers would divide it into (0: they can't send there), and
+            the bytes of source files in the largest.
         forecast: limits, requests and time, which `plan` adds.
     """
 

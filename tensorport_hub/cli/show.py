@@ -109,13 +109,13 @@ def plan_text(result: PlanResult) -> str:
         ("publishes", _publication(result)),
         ("memory", f"at most {format_size(result.memory)}"),
         ("disk", f"at most {format_size(result.disk)} of staging" if result.disk else "no staging"),
-        (
-            "in a cluster",
-            f"{result.shares:,} shares of at most {format_size(result.largest_share)} of the source",
-        ),
         *(_forecast(result.forecast) if result.forecast is not None else []),
         ("fingerprint", result.plan.fingerprint[:16]),
     ]
+    if result.shares:
+        most = format_size(result.largest_share)
+        shares = f"{result.shares:,} share{'s' * (result.shares != 1)}, of at most {most} of the source"
+        rows.insert(-1, ("in a cluster", shares))
     if result.parts_kept:
         kept = f"{format_size(result.bytes_kept)} of it in {result.parts_kept:,} files that are there already"
         rows.insert(5, ("keeps", kept))
