@@ -41,8 +41,8 @@ class Crew(Protocol):
     """Workers; all calls come from one thread."""
 
     @property
-    def size(self) -> int:
-        """How many workers there are, or may be."""
+    def workers(self) -> frozenset[str]:
+        """All that there are, or may be."""
 
     def free(self) -> Sequence[str]:
         """Those that can take a share now."""
@@ -78,11 +78,12 @@ class ExecutorCrew:
     def __init__(self, executor: Executor, brief: Brief, *, shares: int) -> None:
         self._executor, self._brief = executor, brief
         most = getattr(executor, "_max_workers", None)  # what the library's own executors call it
-        self.size = most if isinstance(most, int) and most > 0 else max(shares, 1)
+        count = most if isinstance(most, int) and most > 0 else max(shares, 1)
+        self.workers = frozenset(str(i + 1) for i in range(count))
         self._running: dict[str, tuple[int, Future[Ended]]] = {}
 
     def free(self) -> Sequence[str]:
-        return [name for i in range(self.size) if (name := f"worker {i + 1}") not in self._running]
+        return sorted(self.workers - self._running.keys())
 
     def give(self, worker: str, assignment: Assignment) -> None:
         try:

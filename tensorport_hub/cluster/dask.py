@@ -196,8 +196,8 @@ class DaskCrew:
         return problems
 
     @property
-    def size(self) -> int:
-        return len(self._fit)
+    def workers(self) -> frozenset[str]:
+        return frozenset(self._fit)
 
     def free(self) -> Sequence[str]:
         return sorted(self._fit - self._running.keys())

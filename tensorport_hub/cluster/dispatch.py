@@ -8,7 +8,7 @@ as on one machine. What one share read of another one's files is held against wh
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import monotonic
@@ -36,10 +36,9 @@ _PULSE = 0.2
 
 @dataclass
 class _Try:
-    """A share that a worker has, and how much it has told."""
+    """A share that a worker has or had, and how much it has told."""
 
     share: Share
-    worker: str
     items: int = 0
     read: int = 0
     written: int = 0
@@ -59,9 +58,9 @@ class Dispatch:
         self._windows = windows
         shares = share_out(plan, ledger.left)
         self._waiting = deque(sorted(shares, key=lambda share: share.nbytes, reverse=True))
-        self._running: dict[int, _Try] = {}
-        self._all: dict[int, _Try] = {}
-        self._failures: dict[str, int] = {}
+        self._tries: list[_Try] = []
+        self._running: set[int] = set()
+        self._failed: dict[str, list[str]] = defaultdict(list)  # share -> where
         self._witness = Witness()
         if len(shares) == 1 and len(ledger.left.files) > 1:
             report(Warned("all files of this plan hang together: one worker walks them all"))
@@ -93,7 +92,7 @@ class Dispatch:
         Raises:
             DestinationError: for too long.
         """
-        if self._crew.size:
+        if self._crew.workers:
             return None
         if before is None:
             self._report(Waiting(PATIENCE, "there is no worker"))
@@ -107,20 +106,28 @@ class Dispatch:
 
     def _give(self) -> None:
         for worker in self._crew.free():
-            if not self._waiting:
-                return
-            share = self._waiting.popleft()
-            number = len(self._all)
-            made = tuple(self._ledger.made[i] for i in sorted(share.outputs) if i in self._ledger.made)
-            dealt = self._crew.size + 1
-            windows = {w.kind: (w.most // dealt, float(w.seconds)) for w in self._windows}
-            files = tuple(file.path for file in share.files)
-            self._all[number] = self._running[number] = _Try(share, worker)
-            self._crew.give(worker, Assignment(number, share.name, files, made, windows))
+            share = next((share for share in self._waiting if self._may(worker, share)), None)
+            if share is not None:
+                self._waiting.remove(share)
+                number = len(self._tries)
+                self._tries.append(_Try(share))
+                self._running.add(number)
+                self._crew.give(worker, self._assignment(number, share))
+
+    def _may(self, worker: str, share: Share) -> bool:
+        """A share goes where it has not failed yet, as long as there is such a worker."""
+        failed = self._failed[share.name]
+        return worker not in failed or self._crew.workers <= {*failed}
+
+    def _assignment(self, number: int, share: Share) -> Assignment:
+        made = tuple(self._ledger.made[i] for i in sorted(share.outputs) if i in self._ledger.made)
+        dealt = len(self._crew.workers) + 1
+        windows = {w.kind: (w.most // dealt, float(w.seconds)) for w in self._windows}
+        return Assignment(number, share.name, tuple(file.path for file in share.files), made, windows)
 
     def _hear(self, told: Told) -> None:
         """Take what is new; also of a try that is given up: what it finished is there."""
-        known = self._all[told.number]
+        known = self._tries[told.number]
         if told.at > known.items:
             return  # what came between is told again at the end
         for item in told.items[known.items - told.at :]:
@@ -148,7 +155,7 @@ class Dispatch:
 
     def _end(self, ended: Ended) -> None:
         self._hear(ended.told)
-        self._running.pop(ended.told.number, None)
+        self._running.discard(ended.told.number)
         self._report.worker_memory = max(self._report.worker_memory or 0, ended.memory or 0) or None
         for file, strip, crc in ended.readings:
             try:
@@ -168,15 +175,16 @@ class Dispatch:
         Raises:
             TensorportError: the failure, named after its worker.
         """
-        share = self._running.pop(failed.number).share
+        share = self._back(failed.number)
         error = failed.error
         if isinstance(error, VerificationError):
             self._doubt([file.path for file in share.files])
         if not isinstance(error, TensorportError):
             raise error
-        if not error.transient or self._again(share) >= TRIES:
-            raise type(error)(f"{failed.worker}: {error.message}", hint=error.hint)
-        self._report(Warned(f"`{share.name}` failed on {failed.worker}: {error.message}"))
+        tried = self._put_back(share, failed.worker)
+        if not error.transient or tried >= TRIES or self._crew.workers <= {*self._failed[share.name]}:
+            raise type(error)(f"worker {failed.worker}: {error.message}", hint=error.hint)
+        self._report(Warned(f"`{share.name}` failed on worker {failed.worker}: {error.message}"))
 
     def _lose(self, lost: Lost) -> None:
         """Give the share of a worker that went away to another one.
@@ -184,16 +192,21 @@ class Dispatch:
         Raises:
             LimitError: it was the last of several.
         """
-        share = self._running.pop(lost.number).share
-        if self._again(share) >= TRIES:
+        share = self._back(lost.number)
+        if self._put_back(share, lost.worker) >= TRIES:
             raise LimitError(
                 f"{TRIES} workers went away while they had `{share.name}`, the last was {lost.worker}",
                 hint="if they were killed for their memory, lower `--max-memory` or `--workers`",
             )
-        self._report(Warned(f"{lost.worker} went away: `{share.name}` is given to another one"))
+        self._report(Warned(f"worker {lost.worker} went away: `{share.name}` is given to another one"))
 
-    def _again(self, share: Share) -> int:
-        """Put a share back; how often it was tried."""
+    def _back(self, number: int) -> Share:
+        """The share of a try that has come to nothing."""
+        self._running.discard(number)
+        return self._tries[number].share
+
+    def _put_back(self, share: Share, worker: str) -> int:
+        """A share is to be begun again; how often it was."""
         self._waiting.appendleft(share)
-        self._failures[share.name] = self._failures.get(share.name, 0) + 1
-        return self._failures[share.name]
+        self._failed[share.name].append(worker)
+        return len(self._failed[share.name])

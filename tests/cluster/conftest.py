@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tensorport_hub.cluster import dask, workplace
+from tensorport_hub.cluster import dask
 from tests.cluster.machines import Machines
 from tests.e2e.conftest import client as client
 from tests.e2e.conftest import home as home
@@ -31,4 +31,3 @@ def machines(site: Machines) -> Machines:
 def _lively(monkeypatch: pytest.MonkeyPatch) -> None:
     """The coordinator looks often."""
     monkeypatch.setattr(dask, "_LOOK_SECONDS", 0.2)
-    assert workplace._PULSE < 1  # noqa: S101

@@ -31,7 +31,9 @@ def _path(number: int, count: int) -> str:
 def bf16(count: int = 6, tensors: int = 4, rows: int = 300) -> dict[str, bytes]:
     """Files of several sizes; tensors of `rows` x 128."""
     files = {
-        _path(n, count): {f"layers.{n}.w{i}": floats("BF16", (rows + 10 * n, 128)) for i in range(tensors)}
+        _path(n, count): {
+            f"layers.{n}.w{i}": floats("BF16", (rows + 10 * n, 128), n * tensors + i) for i in range(tensors)
+        }
         for n in range(count)
     }
     return repository(files, {"model_type": "none"})

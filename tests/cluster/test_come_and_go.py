@@ -1,0 +1,233 @@
+"""Workers that are killed, join late, or stay behind; the scheduler that goes; runs that are stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from distributed import Client
+
+from tensorport_hub import mirror
+from tensorport_hub.cluster import dispatch
+from tensorport_hub.cluster.dask import DaskCrew
+from tensorport_hub.devhub import DevHub, Fault
+from tensorport_hub.errors import DestinationError, LimitError
+from tensorport_hub.ports import BytesWritten, Event, PartDone, Planned, Resumed, Warned
+from tests.cluster import models
+from tests.cluster.machines import Machines, wait_for
+from tests.e2e.reading import contents
+
+MODEL = models.bf16(4, tensors=8, rows=1200)
+"""Four files of about 2.5 MB; the last one is the largest, so that it is given first."""
+LAST = "model-00004-of-00004.safetensors"
+
+
+@pytest.fixture
+def seeded(hub: DevHub) -> DevHub:
+    """The model, what one machine makes of it, and storage that is slow from now on."""
+    hub.add_repo("st/model", MODEL)
+    mirror("st/model", "me/alone")
+    hub.faults.add(Fault("slow", origin="cdn", times=None, rate=500_000))
+    return hub
+
+
+def started(machines: Machines, name: str) -> str | None:
+    """The worker that has the task of a source file."""
+    with Client(machines.address, set_as_default=False) as client:
+        for worker, keys in client.processing().items():
+            if any(name in key for key in keys):
+                return str(worker)
+    return None
+
+
+def pid_of(machines: Machines, worker: str) -> int:
+    with Client(machines.address, set_as_default=False) as client:
+        return int(client.run(os.getpid, workers=[worker])[worker])
+
+
+def walking() -> bool:
+    """Whether this process walks a source file."""
+    return any(thread.name.startswith("lane") for thread in threading.enumerate())
+
+
+def at_work(machines: Machines) -> int:
+    """How many workers walk a source file."""
+    with Client(machines.address, set_as_default=False) as client:
+        return sum(client.run(walking).values())
+
+
+class Once:
+    """A callback that does something at the n-th event of a kind, in a thread; it keeps all events."""
+
+    def __init__(self, kind: type[Event], action: Any, *, at: int = 1) -> None:
+        self.events: list[Event] = []
+        self._kind, self._action, self._left = kind, action, at
+        self.thread: threading.Thread | None = None
+
+    def __call__(self, event: Event) -> None:
+        self.events.append(event)
+        if isinstance(event, self._kind):
+            self._left -= 1
+            if self._left == 0:
+                self.thread = threading.Thread(target=self._action)
+                self.thread.start()
+
+    def of(self, kind: type[Any]) -> list[Any]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+
+def test_a_worker_is_killed_in_the_middle_of_a_part(seeded: DevHub, machines: Machines) -> None:
+    """Its share goes to another one; what it had finished is not written again."""
+
+    def kill() -> None:
+        worker = started(machines, LAST)
+        assert worker is not None
+        os.kill(pid_of(machines, worker), signal.SIGKILL)
+
+    done = Once(PartDone, kill, at=8)
+    mirror("st/model", "me/shared", cluster=machines.address, workers=1, on_event=done)
+    assert contents(seeded, "me/shared") == contents(seeded, "me/alone")
+    assert any("went away" in event.message and LAST in event.message for event in done.of(Warned))
+    parts = [event.receipt.path for event in done.of(PartDone)]
+    assert len(parts) == len(set(parts)) == 32
+    planned = done.of(Planned)[0].bytes_out
+    again = sum(event.nbytes for event in done.of(BytesWritten)) - planned
+    of_the_share = sum(
+        event.receipt.size for event in done.of(PartDone) if "/layers.3." in event.receipt.path
+    )
+    assert again < of_the_share / 2
+
+
+def test_one_that_joins_late_gets_a_share(
+    seeded: DevHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was not there when the run began."""
+    given: set[str] = set()
+    give = DaskCrew.give
+
+    def watched(crew: DaskCrew, worker: str, assignment: Any) -> None:
+        given.add(worker)
+        give(crew, worker, assignment)
+
+    monkeypatch.setattr(DaskCrew, "give", watched)
+    with Machines(tmp_path / "machines") as machines:
+        machines.add(1)
+        events = Once(PartDone, lambda: machines.add(1))
+        mirror("st/model", "me/shared", cluster=machines.address, on_event=events)
+        assert events.thread is not None
+        events.thread.join()
+    assert len(given) == 2
+    assert contents(seeded, "me/shared") == contents(seeded, "me/alone")
+
+
+def test_a_run_waits_for_its_first_worker(seeded: DevHub, tmp_path: Path) -> None:
+    """A cluster that has none yet is waited for."""
+    seeded.faults.clear()
+    with Machines(tmp_path / "machines") as machines:
+        adding = threading.Timer(1.0, lambda: machines.add(1))
+        adding.start()
+        mirror("st/model", "me/shared", cluster=machines.address)
+        adding.join()
+    assert contents(seeded, "me/shared") == contents(seeded, "me/alone")
+
+
+def test_a_cluster_without_workers(hub: DevHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not waited for forever."""
+    monkeypatch.setattr(dispatch, "PATIENCE", 0.5)
+    hub.add_repo("st/model", models.bf16(2))
+    with Machines(tmp_path / "machines") as machines, pytest.raises(DestinationError, match="no worker"):
+        mirror("st/model", "me/shared", cluster=machines.address)
+
+
+def test_the_scheduler_is_killed(seeded: DevHub, tmp_path: Path) -> None:
+    """The run ends with a destination's error, and the same call continues it with another scheduler."""
+    options: dict[str, Any] = {"checkpoint_every": 600_000}
+    with Machines(tmp_path / "first") as machines:
+        machines.add(2)
+        events = Once(PartDone, machines.scheduler.kill, at=8)
+        with pytest.raises(DestinationError, match="scheduler was lost") as caught:
+            mirror("st/model", "me/shared", cluster=machines.address, on_event=events, **options)
+        assert caught.value.exit_code == 5
+        assert "continues" in caught.value.hint
+    seeded.faults.clear()
+    again: list[Event] = []
+    with Machines(tmp_path / "second") as machines:
+        machines.add(2)
+        mirror("st/model", "me/shared", cluster=machines.address, on_event=again.append, **options)
+    assert sum(event.parts for event in again if isinstance(event, Resumed)) >= 6
+    assert contents(seeded, "me/shared") == contents(seeded, "me/alone")
+
+
+def test_one_machine_continues_what_a_cluster_began(seeded: DevHub, machines: Machines) -> None:
+    """And the other way round it is the same journal."""
+    seeded.faults.add(Fault("status", "POST", "hub", "*/commit/*", status=403, after=2, times=None))
+    options: dict[str, Any] = {"checkpoint_every": 600_000, "workers": 1}
+    seeded.faults.clear()
+    seeded.faults.add(Fault("status", "PUT", "cdn", status=403, after=12, times=None))
+    with pytest.raises(DestinationError, match="403"):
+        mirror("st/model", "me/shared", cluster=machines.address, transfer="lfs", **options)
+    seeded.faults.clear()
+    events: list[Event] = []
+    mirror("st/model", "me/shared", on_event=events.append, **options)
+    assert any(isinstance(event, Resumed) for event in events)
+    assert contents(seeded, "me/shared") == contents(seeded, "me/alone")
+
+
+def test_a_share_that_kills_its_workers(
+    seeded: DevHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a few of them the run ends, and names it."""
+    monkeypatch.setattr(dispatch, "TRIES", 2)
+    deadly = (
+        "import os\n"
+        "from tensorport_hub.cluster.workplace import Workplace as W\n"
+        "then = W.carry_out\n"
+        f"W.carry_out = lambda s, a, *r: os._exit(1) if a.name == {LAST!r} else then(s, a, *r)\n"
+    )
+    with Machines(tmp_path / "machines") as machines:
+        machines.add(3, first=deadly)
+        with pytest.raises(LimitError, match=f"2 workers went away while they had `{LAST}`") as caught:
+            mirror("st/model", "me/shared", cluster=machines.address)
+    assert "--max-memory" in caught.value.hint
+
+
+def test_a_failure_that_may_pass_is_tried_elsewhere(seeded: DevHub, tmp_path: Path) -> None:
+    """A worker that can't go on does not end the run, if another one can."""
+    seeded.faults.clear()
+    flaky = (
+        "from tensorport_hub.cluster.workplace import Workplace as W\n"
+        "from tensorport_hub.errors import SourceError\n"
+        "def fail(*_): raise SourceError('the cable is out', transient=True)\n"
+        "W.carry_out = fail\n"
+    )
+    events: list[Event] = []
+    with Machines(tmp_path / "machines") as machines:
+        machines.add(1)
+        machines.add(1, first=flaky)
+        mirror("st/model", "me/shared", cluster=machines.address, on_event=events.append)
+    assert any("cable" in event.message for event in events if isinstance(event, Warned))
+    assert contents(seeded, "me/shared") == contents(seeded, "me/alone")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
+def test_a_coordinator_that_ends_stops_its_workers(
+    seeded: DevHub, machines: Machines, number: signal.Signals, code: int
+) -> None:
+    """Interrupted or killed: nobody goes on with what nobody waits for."""
+    words = ["mirror", "st/model", "me/shared", "--cluster", machines.address, "--no-progress"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "tensorport_hub", *words], stderr=subprocess.PIPE, text=True
+    ) as run:
+        wait_for(lambda: at_work(machines) == 3, "work")
+        run.send_signal(number)
+        assert run.wait(60) == code
+        assert run.stderr is not None
+        said = run.stderr.read()
+    assert "Traceback" not in said
+    wait_for(lambda: at_work(machines) == 0, "rest")
