@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -112,12 +111,6 @@ class Machines:
 
     def __exit__(self, *_: object) -> None:
         for process in (*self.workers, self.scheduler):
-            if process.poll() is None:
-                process.send_signal(signal.SIGCONT)
-                process.terminate()
+            process.kill()
         for process in (*self.workers, self.scheduler):
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait(10)
+            process.wait(10)
