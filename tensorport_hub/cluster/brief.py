@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeVar
 
 from tensorport_hub.core.journal import Entry, MadeFile
 from tensorport_hub.core.plan import Plan, dumps
@@ -135,3 +136,12 @@ class Secret:
 
     def __repr__(self) -> str:
         return "Secret()"
+
+
+E = TypeVar("E", bound=BaseException)
+
+
+def bare(error: E) -> E:
+    """An error that may travel: without what it came from, where libraries keep requests and their headers."""
+    error.__cause__ = error.__context__ = None
+    return error

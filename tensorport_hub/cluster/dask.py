@@ -25,7 +25,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from tensorport_hub import __version__
-from tensorport_hub.cluster.brief import Assignment, Brief, Ended, Secret, Told
+from tensorport_hub.cluster.brief import Assignment, Brief, Ended, Secret, Told, bare
 from tensorport_hub.cluster.crew import Failed, Lost, News
 from tensorport_hub.cluster.workplace import Workplace
 from tensorport_hub.errors import DestinationError, TensorportError, UseError, gather
@@ -54,12 +54,12 @@ _PLACES: dict[str, Workplace] = {}
 _LOCK = threading.Lock()
 
 
-async def muster(version: str, brief: bytes, token: Secret) -> TensorportError | None:
+async def muster(version: str, token: Secret, brief: bytes) -> TensorportError | None:
     """Make a place for a run in this worker; why there can be none."""
-    return await asyncio.to_thread(_muster, version, brief, token)
+    return await asyncio.to_thread(_muster, version, token, brief)
 
 
-def _muster(version: str, packed: bytes, token: Secret) -> TensorportError | None:
+def _muster(version: str, token: Secret, packed: bytes) -> TensorportError | None:
     if version != __version__:
         return UseError(
             f"it has tensorport-hub {__version__}: expected {version}, as the coordinator has",
@@ -69,7 +69,7 @@ def _muster(version: str, packed: bytes, token: Secret) -> TensorportError | Non
     try:
         place = Workplace(brief, token)
     except TensorportError as error:
-        return error
+        return bare(error)
     with _LOCK:
         _PLACES[brief.run] = place
     return None
@@ -101,7 +101,11 @@ def work_for(run: str, assignment: Assignment) -> Ended:
         task = worker.state.tasks.get(key)
         return task is not None and task.state != "cancelled"
 
-    return place.carry_out(assignment, tell, wanted)
+    try:
+        return place.carry_out(assignment, tell, wanted)
+    except Exception as error:
+        failure = bare(error)
+    raise failure
 
 
 # --- the coordinator ---
@@ -182,7 +186,7 @@ class DaskCrew:
             return {}
         packed = pickle.dumps(self._brief)
         answers = self._client.run(
-            muster, __version__, packed, self._token, workers=[*workers], on_error="return"
+            muster, __version__, self._token, packed, workers=[*workers], on_error="return"
         )
         problems = {}
         for worker, answer in answers.items():
@@ -296,8 +300,8 @@ def _refused(problems: dict[str, TensorportError]) -> TensorportError:
 
 
 def _strange(answer: object) -> TensorportError:
-    """What a worker answers that does not even know this module."""
-    if isinstance(answer, ImportError | AttributeError):
+    """What a worker answers that does not even know this module; Dask may wrap what it raised."""
+    if re.search(r"\b(ModuleNotFound|Import|Attribute)Error\b", repr(answer)):
         return UseError(
             f"it has no tensorport-hub {__version__}: {answer}", hint="start it with the same version"
         )

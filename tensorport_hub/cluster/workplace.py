@@ -84,7 +84,13 @@ class Workplace:
         for file in plan.files:
             if there.get(file.path) != (file.size, file.sha256, file.git_oid):
                 raise SourceError(f"`{file.path}` of `{repo}` is not what the plan says of it")
-        return HubSource(self._client, state, read_seconds=read_seconds(), report=self._report)
+        source = HubSource(self._client, state, read_seconds=read_seconds(), report=self._report)
+        try:
+            source.read_into(plan.files[0].path, 0, memoryview(bytearray(8)))  # a gated one is listed to all
+        except BaseException:
+            source.close()
+            raise
+        return source
 
     def _report(self, event: Event) -> None:
         if self._teller is not None:
@@ -96,23 +102,30 @@ class Workplace:
         Raises:
             TensorportError: as on one machine.
         """
-        with self._busy:
+        try:
+            with self._busy:
+                return self._carry_out(given, tell, wanted)
+        finally:
             if self._closed:
-                raise Dismissed("the run has ended")
-            self._stop = stop = StopFlag()
-            made = {one.index: one for one in given.made}
-            left = remaining(self._plan, Progress(made))
-            files = [file for file in left.files if file.path in given.files]
-            self._client.pace.deal(given.windows)
-            witness = Witness()
-            with _Teller(given.number, tell, wanted, stop) as teller:
-                self._teller = teller
-                store = self._opened_store()
-                allotment = self._brief.limits.allot(self._plan, streams=store.streams)
-                work = Work(self._plan, left, files, made, allotment)
-                carry_out(work, self._source, store, teller.enter, witness, stop, teller.report)
-            readings = witness.seen(work.schedule.from_elsewhere)
-            return Ended(teller.all(), readings, peak_memory())
+                self.close()
+
+    def _carry_out(self, given: Assignment, tell: Tell, wanted: Wanted) -> Ended:
+        if self._closed:
+            raise Dismissed("the run has ended")
+        self._stop = stop = StopFlag()
+        made = {one.index: one for one in given.made}
+        left = remaining(self._plan, Progress(made))
+        files = [file for file in left.files if file.path in given.files]
+        self._client.pace.deal(given.windows)
+        witness = Witness()
+        with _Teller(given.number, tell, wanted, stop) as teller:
+            self._teller = teller
+            store = self._opened_store()
+            allotment = self._brief.limits.allot(self._plan, streams=store.streams)
+            work = Work(self._plan, left, files, made, allotment)
+            carry_out(work, self._source, store, teller.enter, witness, stop, teller.report)
+        readings = witness.seen(work.schedule.from_elsewhere)
+        return Ended(teller.all(), readings, peak_memory())
 
     def _opened_store(self) -> HubStore:
         if self._store is None:
@@ -130,14 +143,18 @@ class Workplace:
         return self._store
 
     def close(self) -> None:
-        """Stop what is under way, and give everything back."""
+        """Stop what is under way, and give everything back: now, or when that has ended."""
         self._closed = True
         self._stop.fail(Dismissed("the run has ended"))
-        with self._busy:
-            self._client.pace.deal({})
-            self._source.close()
-            if self._store is not None:
-                self._store.close()
+        if self._busy.acquire(blocking=False):
+            try:
+                self._client.pace.deal({})
+                self._source.close()
+                if self._store is not None:
+                    self._store.close()
+                    self._store = None
+            finally:
+                self._busy.release()
 
     def __enter__(self) -> Self:
         return self

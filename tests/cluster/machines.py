@@ -24,12 +24,12 @@ main()
 """
 
 
-def wait_for(ready: Callable[[], object], what: str) -> None:
+def wait_for(ready: Callable[[], object], what: str, seconds: float = SECONDS) -> None:
     """Wait until something is so."""
-    deadline = time.monotonic() + SECONDS
+    deadline = time.monotonic() + seconds
     while not ready():
         assert time.monotonic() < deadline, f"{what} does not come"
-        time.sleep(0.02)
+        time.sleep(0.1)
 
 
 class Machines:

@@ -215,13 +215,14 @@ def test_a_failure_that_may_pass_is_tried_elsewhere(seeded: DevHub, tmp_path: Pa
     assert contents(seeded, "me/shared") == contents(seeded, "me/alone")
 
 
-def test_a_coordinator_that_ends_stops_its_workers(seeded: DevHub, tmp_path: Path) -> None:
+def test_a_coordinator_that_ends_stops_its_workers(hub: DevHub, tmp_path: Path) -> None:
     """Interrupted or killed: nobody goes on with what nobody waits for."""
-    seeded.faults.clear()
-    seeded.faults.add(Fault("slow", origin="cdn", times=None, rate=2_000))  # minutes for each share
+    hub.add_repo("st/model", models.bf16(2, rows=20_000))
+    hub.faults.add(Fault("slow", origin="cdn", times=None, rate=200_000))  # nearly a minute for each share
     with Machines(tmp_path / "machines") as machines:
         machines.add(2)
         words = ["mirror", "st/model", "me/shared", "--cluster", machines.address, "--no-progress"]
+        words += ["--transfer", "lfs", "--workers", "1", "--max-memory", "140MB"]  # small blocks
         for number, code in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
             with subprocess.Popen(
                 [sys.executable, "-m", "tensorport_hub", *words], stderr=subprocess.PIPE, text=True
@@ -231,4 +232,4 @@ def test_a_coordinator_that_ends_stops_its_workers(seeded: DevHub, tmp_path: Pat
                 assert run.wait(60) == code
                 assert run.stderr is not None
                 assert "Traceback" not in run.stderr.read()
-            wait_for(lambda: at_work(machines) == 0, "rest")
+            wait_for(lambda: at_work(machines) == 0, "rest", seconds=25)
