@@ -142,6 +142,6 @@ E = TypeVar("E", bound=BaseException)
 
 
 def bare(error: E) -> E:
-    """An error that may travel: without what it came from, where libraries keep requests and their headers."""
+    """An error that may travel: without what it came from, where libraries keep requests, headers and all."""
     error.__cause__ = error.__context__ = None
     return error

@@ -52,9 +52,9 @@ def test_another_version_that_joins_late(hub: DevHub, machines: Machines) -> Non
     from tensorport_hub.devhub import Fault
     from tensorport_hub.ports import PartDone
 
-    hub.add_repo("st/model", models.bf16(4, tensors=8, rows=1200))
+    hub.add_repo("st/model", models.bf16(4, tensors=8, rows=600))
     mirror("st/model", "me/alone")
-    hub.faults.add(Fault("slow", origin="cdn", times=None, rate=200_000))
+    hub.faults.add(Fault("slow", origin="cdn", times=None, rate=300_000))
     late = Once(PartDone, lambda: machines.add(1, first=OTHER))
     try:
         mirror("st/model", "me/shared", cluster=machines.address, on_event=late)

@@ -10,7 +10,6 @@ from tensorport_hub import mirror
 from tensorport_hub.devhub import DevHub
 from tests.cluster import models
 from tests.cluster.machines import Machines
-from tests.e2e.reading import contents
 
 
 def test_the_account_s_window_is_shared(
@@ -29,19 +28,18 @@ def test_the_account_s_window_is_shared(
         assert "manifest.json" in hub.files("me/shared")
 
 
-@pytest.mark.parametrize("transfer", ["xet", "lfs"])
-def test_a_worker_s_memory(hub: DevHub, tmp_path: Path, transfer: str) -> None:
-    """Each worker process stays below the cap, and the result says how far the largest went."""
-    cap = 450_000_000
-    hub.add_repo("st/model", models.bf16(2, tensors=6, rows=80_000))
+@pytest.mark.parametrize(("transfer", "cap"), [("lfs", 150_000_000), ("xet", 320_000_000)])
+def test_a_worker_s_memory(hub: DevHub, tmp_path: Path, transfer: str, cap: int) -> None:
+    """A worker's process, Dask included, stays below a cap that is less than what passes it; the result says
+    how far it went."""
+    hub.add_repo("st/model", models.bf16(2, tensors=4, rows=cap // 800))
     with Machines(tmp_path / "machines") as machines:
-        machines.add(2)
+        [worker] = machines.add(1)
         result = mirror("st/model", "me/shared", cluster=machines.address, max_memory=cap, transfer=transfer)
-        peaks = [peak_of(worker.pid) for worker in machines.workers]
+        peak = peak_of(worker.pid)
+    assert result.stats.bytes_read > cap
     assert result.stats.worker_memory is not None
-    assert 100_000_000 < result.stats.worker_memory <= max(peaks) < cap
-    mirror("st/model", "me/alone")
-    assert contents(hub, "me/shared") == contents(hub, "me/alone")
+    assert 50_000_000 < result.stats.worker_memory <= peak < cap
 
 
 def peak_of(pid: int) -> int:
