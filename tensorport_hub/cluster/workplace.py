@@ -202,10 +202,13 @@ class _Teller:
         while not self._over.wait(_PULSE):
             if not self._wanted():
                 self._stop.fail(Dismissed("nobody waits for this share any more"))
-            now = self._since(self._told.at + len(self._told.items))
-            if now.items or (now.read, now.written) != (self._told.read, self._told.written):
-                self._tell(now)
-                self._told = now
+            self._tell_new()
+
+    def _tell_new(self) -> None:
+        now = self._since(self._told.at + len(self._told.items))
+        if now.items or (now.read, now.written) != (self._told.read, self._told.written):
+            self._tell(now)
+            self._told = now
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -216,3 +219,5 @@ class _Teller:
     ) -> None:
         self._over.set()
         self._thread.join()
+        if error is not None:  # else the end says it all
+            self._tell_new()

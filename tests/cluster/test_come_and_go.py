@@ -218,7 +218,7 @@ def test_a_failure_that_may_pass_is_tried_elsewhere(seeded: DevHub, tmp_path: Pa
 def test_a_coordinator_that_ends_stops_its_workers(hub: DevHub, tmp_path: Path) -> None:
     """Interrupted or killed: nobody goes on with what nobody waits for."""
     hub.add_repo("st/model", models.bf16(2, rows=20_000))
-    hub.faults.add(Fault("slow", origin="cdn", times=None, rate=200_000))  # nearly a minute for each share
+    hub.faults.add(Fault("slow", origin="cdn", times=None, rate=400_000))  # half a minute for each share
     with Machines(tmp_path / "machines") as machines:
         machines.add(2)
         words = ["mirror", "st/model", "me/shared", "--cluster", machines.address, "--no-progress"]
@@ -232,4 +232,4 @@ def test_a_coordinator_that_ends_stops_its_workers(hub: DevHub, tmp_path: Path) 
                 assert run.wait(60) == code
                 assert run.stderr is not None
                 assert "Traceback" not in run.stderr.read()
-            wait_for(lambda: at_work(machines) == 0, "rest", seconds=25)
+            wait_for(lambda: at_work(machines) == 0, "rest", seconds=15)
