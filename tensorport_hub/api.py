@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from tensorport_hub import asked, pages
 from tensorport_hub.audit import Audit
-from tensorport_hub.cluster import check_cluster, crew_of, run_shared
+from tensorport_hub.cluster.run import check_cluster, crew_of, run_shared
 from tensorport_hub.core.journal import Progress
 from tensorport_hub.core.mirror import Mirror
 from tensorport_hub.destination import Opened
@@ -32,8 +32,8 @@ from tensorport_hub.reading import Reading
 from tensorport_hub.results import Inspection, MirrorResult, PlanResult, Verification
 
 if TYPE_CHECKING:
-    from tensorport_hub.cluster import Cluster
     from tensorport_hub.cluster.crew import Crew
+    from tensorport_hub.cluster.run import Cluster
 
 
 def mirror(

@@ -263,7 +263,7 @@ def test_core_does_no_io(module):
 
 DOORS = {
     "git": {"edge.git"},
-    "distributed": {"cluster.dask", "cluster"},
+    "distributed": {"cluster.dask", "cluster.worker", "cluster.run"},
     "huggingface_hub": {"edge.hub_client", "edge.hub_xet", "demo"},  # the demo reads back as a user would
     "hf_xet": {"edge.hub_client", "edge.hub_xet"},
     "jax": {module for module in MODULES if room(module) == "jax"},

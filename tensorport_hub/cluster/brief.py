@@ -128,16 +128,6 @@ class Ended:
     memory: int | None
 
 
-class Secret:
-    """A token on its way to a worker; nothing that prints it shows it."""
-
-    def __init__(self, token: str | None) -> None:
-        self.token = token
-
-    def __repr__(self) -> str:
-        return "Secret()"
-
-
 E = TypeVar("E", bound=BaseException)
 
 

@@ -12,7 +12,7 @@ from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
 from dataclasses import dataclass
 from typing import Protocol
 
-from tensorport_hub.cluster.brief import Assignment, Brief, Ended, Secret, Told, bare
+from tensorport_hub.cluster.brief import Assignment, Brief, Ended, Told, bare
 from tensorport_hub.cluster.workplace import Workplace
 from tensorport_hub.errors import DestinationError
 
@@ -64,7 +64,7 @@ class Crew(Protocol):
 def work_alone(brief: Brief, assignment: Assignment) -> Ended:
     """A share, in a process that knows nothing of the run."""
     try:
-        with Workplace(brief, Secret(None)) as place:
+        with Workplace(brief, None) as place:
             return place.carry_out(assignment, lambda told: None, lambda: True)
     except Exception as error:
         failure = bare(error)

@@ -18,16 +18,15 @@ import logging
 import pickle
 import queue
 import re
-import threading
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from tensorport_hub import __version__
-from tensorport_hub.cluster.brief import Assignment, Brief, Ended, Secret, Told, bare
+from tensorport_hub.cluster.brief import Assignment, Brief, Ended, Told
 from tensorport_hub.cluster.crew import Failed, Lost, News
-from tensorport_hub.cluster.workplace import Workplace
+from tensorport_hub.cluster.worker import Secret, Unknown, dismiss, muster, work_for
 from tensorport_hub.errors import DestinationError, TensorportError, UseError, gather
 from tensorport_hub.ports import Report, Warned
 
@@ -40,75 +39,6 @@ _LOOK_SECONDS = 1.0
 _RESULT_SECONDS = 30
 _LOCAL = re.compile(r"local:([1-9]\d{0,3})")
 _REMOTE = re.compile(r"(tcp|tls)://\S+")
-
-
-class Unknown(DestinationError):
-    """This process was not mustered: it is another one than the coordinator thinks."""
-
-
-# --- what runs in a worker's process ---
-
-_PLACES: dict[str, Workplace] = {}
-"""What the runs that this process was mustered for have here: tasks know nothing but a run's name."""
-
-_LOCK = threading.Lock()
-
-
-async def muster(version: str, token: Secret, brief: bytes) -> TensorportError | None:
-    """Make a place for a run in this worker; why there can be none."""
-    return await asyncio.to_thread(_muster, version, token, brief)
-
-
-def _muster(version: str, token: Secret, packed: bytes) -> TensorportError | None:
-    if version != __version__:
-        return UseError(
-            f"it has tensorport-hub {__version__}: expected {version}, as the coordinator has",
-            hint="start it with the same version",
-        )
-    brief: Brief = pickle.loads(packed)
-    try:
-        place = Workplace(brief, token)
-    except TensorportError as error:
-        return bare(error)
-    with _LOCK:
-        _PLACES[brief.run] = place
-    return None
-
-
-async def dismiss(run: str) -> None:
-    """A run has ended, or must."""
-    with _LOCK:
-        place = _PLACES.pop(run, None)
-    if place is not None:
-        await asyncio.to_thread(place.close)
-
-
-def work_for(run: str, assignment: Assignment) -> Ended:
-    """The task: a share, in a process that was mustered."""
-    from distributed import get_worker
-
-    worker = get_worker()
-    with _LOCK:
-        place = _PLACES.get(run)
-    if place is None:
-        raise Unknown("the worker was started anew")
-    key = worker.get_current_task()
-
-    def tell(told: Told) -> None:
-        worker.log_event(run, pickle.dumps(told))
-
-    def wanted() -> bool:
-        task = worker.state.tasks.get(key)
-        return task is not None and task.state != "cancelled"
-
-    try:
-        return place.carry_out(assignment, tell, wanted)
-    except Exception as error:
-        failure = bare(error)
-    raise failure
-
-
-# --- the coordinator ---
 
 
 def check_address(text: str) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tensorport_hub.cluster.brief import Assignment, Brief, Ended, Item, Secret, Told
+from tensorport_hub.cluster.brief import Assignment, Brief, Ended, Item, Told
 from tensorport_hub.core.journal import Entry, Progress, remaining
 from tensorport_hub.edge.hub_client import HubClient
 from tensorport_hub.edge.hub_source import HubSource
@@ -52,12 +52,12 @@ class Workplace:
         DestinationError: there is no token.
     """
 
-    def __init__(self, brief: Brief, given: Secret) -> None:
+    def __init__(self, brief: Brief, given: str | None) -> None:
         self._brief = brief
         self._plan = brief.plan
         self._client = HubClient(endpoint=brief.endpoint)
-        if self._client.token is None and given.token is not None:
-            self._client = HubClient(endpoint=brief.endpoint, token=given.token)
+        if self._client.token is None and given is not None:
+            self._client = HubClient(endpoint=brief.endpoint, token=given)
         if self._client.token is None:
             raise DestinationError(
                 "writing to the Hub needs a token, and this worker has none",

@@ -14,7 +14,7 @@ from tensorport_hub.errors import DestinationError, SourceError, UseError
 from tensorport_hub.ports import Event, Warned
 from tests.cluster import models
 from tests.cluster.machines import Machines
-from tests.cluster.test_come_and_go import Once
+from tests.cluster.test_come_and_go import SLOWLY, Once
 from tests.e2e.reading import contents
 
 OTHER = "import tensorport_hub; tensorport_hub.__version__ = '0.0.9'"
@@ -57,7 +57,7 @@ def test_another_version_that_joins_late(hub: DevHub, machines: Machines) -> Non
     hub.faults.add(Fault("slow", origin="cdn", times=None, rate=300_000))
     late = Once(PartDone, lambda: machines.add(1, first=OTHER))
     try:
-        mirror("st/model", "me/shared", cluster=machines.address, on_event=late)
+        mirror("st/model", "me/shared", cluster=machines.address, on_event=late, **SLOWLY)
         assert late.thread is not None
         late.thread.join()
     finally:

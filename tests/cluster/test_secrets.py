@@ -16,13 +16,14 @@ import pytest
 from distributed import Client
 
 from tensorport_hub import mirror
-from tensorport_hub.cluster.brief import Brief, Secret
+from tensorport_hub.cluster.brief import Brief
+from tensorport_hub.cluster.worker import Secret
 from tensorport_hub.devhub import DevHub, Fault
 from tensorport_hub.errors import DestinationError
 from tensorport_hub.ports import PartDone
 from tests.cluster import models
 from tests.cluster.machines import Machines
-from tests.cluster.test_come_and_go import Once
+from tests.cluster.test_come_and_go import SLOWLY, Once
 
 
 def pages(client: Client) -> Iterator[bytes]:
@@ -64,7 +65,7 @@ def test_it_is_seen_nowhere(hub: DevHub, machines: Machines, tmp_path: Path) -> 
 
     hub.faults.add(Fault("slow", origin="cdn", times=None, rate=250_000))
     running = Once(PartDone, look)
-    mirror("st/model", "me/shared", cluster=machines.address, on_event=running)
+    mirror("st/model", "me/shared", cluster=machines.address, on_event=running, **SLOWLY)
     assert running.thread is not None
     running.thread.join()
     assert b"work_for" in b"".join(seen)
@@ -104,7 +105,7 @@ def test_a_failed_muster_shows_no_token(hub: DevHub, tmp_path: Path) -> None:
 def test_what_travels_has_no_token(hub: DevHub, monkeypatch: pytest.MonkeyPatch) -> None:
     """The brief has none, and what carries it does not say it."""
     from tensorport_hub import api
-    from tensorport_hub.cluster import crew_of
+    from tensorport_hub.cluster.run import crew_of
 
     briefs: list[Any] = []
 
