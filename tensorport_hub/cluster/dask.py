@@ -18,8 +18,8 @@ import logging
 import pickle
 import queue
 import re
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -98,26 +98,20 @@ class DaskCrew:
             DestinationError: the scheduler is lost.
         """
         self._looked = monotonic()
-        if self._client.status != "running":
-            raise self._gone()
-        try:
+        with _reaching():
+            if self._client.status != "running":
+                raise ConnectionError(self._client.status)
             return [*self._client.nthreads()]
-        except (OSError, RuntimeError, asyncio.CancelledError) as error:
-            raise self._gone() from error
-
-    def _gone(self) -> DestinationError:
-        return DestinationError(
-            "the connection to the scheduler was lost", hint="once it is back, the same command continues"
-        )
 
     def _muster(self, workers: Sequence[str]) -> dict[str, TensorportError]:
         """Make new workers fit; those that can't be, and why."""
         if not workers:
             return {}
         packed = pickle.dumps(self._brief)
-        answers = self._client.run(
-            muster, __version__, self._token, packed, workers=[*workers], on_error="return"
-        )
+        with _reaching():
+            answers = self._client.run(
+                muster, __version__, self._token, packed, workers=[*workers], on_error="return"
+            )
         problems = {}
         for worker, answer in answers.items():
             if isinstance(answer, OSError):
@@ -137,10 +131,9 @@ class DaskCrew:
         return sorted(self._fit - self._running.keys())
 
     def give(self, worker: str, assignment: Assignment) -> None:
-        key = f"{self._name}-{assignment.name}" + (f"-{assignment.number}" if assignment.number else "")
-        future = self._client.submit(
-            work_for, self._brief.run, assignment, key=key, workers=[worker], pure=False
-        )
+        key = f"{self._name}-{assignment.name}-{self._brief.run[:6]}-{assignment.number}"
+        with _reaching():
+            future = self._client.submit(work_for, self._brief.run, assignment, key=key, workers=[worker])
         self._running[worker] = assignment.number, future
 
     def news(self, seconds: float) -> Sequence[News]:
@@ -161,10 +154,14 @@ class DaskCrew:
     def _of(self, worker: str, number: int, future: Future[Ended]) -> News:
         from distributed import KilledWorker
 
-        if future.status == "cancelled":
-            raise self._gone()
+        with _reaching():
+            if future.status == "cancelled":
+                raise ConnectionError("tasks were cancelled")
         try:
             return future.result(timeout=_RESULT_SECONDS)
+        except asyncio.CancelledError:
+            self._workers()  # raises, if it is the scheduler that went
+            return Lost(number, worker)
         except (OSError, KilledWorker, Unknown):  # its result went with it
             self._fit.discard(worker)
             return Lost(number, worker)
@@ -187,7 +184,7 @@ class DaskCrew:
         return lost
 
     def _dismiss(self) -> None:
-        with suppress(OSError, RuntimeError, asyncio.CancelledError):
+        with suppress(Exception, asyncio.CancelledError):
             if self._client.status == "running":
                 self._client.run(dismiss, self._brief.run, on_error="ignore")
 
@@ -197,6 +194,22 @@ class DaskCrew:
                 future.cancel()
         with suppress(Exception):
             self._opened.close()
+
+
+@contextmanager
+def _reaching() -> Iterator[None]:
+    """Calls of the scheduler: whatever they raise, it can't be reached any more.
+
+    Raises:
+        DestinationError: that.
+    """
+    try:
+        yield
+    except (Exception, asyncio.CancelledError) as error:
+        raise DestinationError(
+            f"the connection to the scheduler was lost: {error or type(error).__name__}",
+            hint="once it is back, the same command continues",
+        ) from error
 
 
 def _connect(address: str, opened: ExitStack) -> Client:

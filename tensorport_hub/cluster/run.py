@@ -38,6 +38,10 @@ def check_cluster(cluster: Cluster, destination: str | None) -> None:
     """
     if isinstance(cluster, str):
         check_address(cluster)
+    elif not isinstance(cluster, Executor) and not hasattr(cluster, "subscribe_topic"):
+        raise UseError(
+            f"{type(cluster).__name__} is no cluster: expected an address, an executor or a client"
+        )
     if destination is not None and not isinstance(parse_destination(destination), HubLocation):
         raise UseError(
             f"`{destination}` is not on the Hub: workers of a cluster send to a repository there",

@@ -64,10 +64,14 @@ def _muster(version: str, token: Secret, packed: bytes) -> TensorportError | Non
 
 async def dismiss(run: str) -> None:
     """A run has ended, or must."""
+    await asyncio.to_thread(_leave, run)
+
+
+def _leave(run: str) -> None:
     with _LOCK:
         place = _PLACES.pop(run, None)
     if place is not None:
-        await asyncio.to_thread(place.close)
+        place.close()
 
 
 def work_for(run: str, assignment: Assignment) -> Ended:
@@ -75,6 +79,7 @@ def work_for(run: str, assignment: Assignment) -> Ended:
     from distributed import get_worker
 
     from tensorport_hub.cluster.brief import bare
+    from tensorport_hub.cluster.workplace import Dismissed
 
     worker = get_worker()
     with _LOCK:
@@ -94,4 +99,6 @@ def work_for(run: str, assignment: Assignment) -> Ended:
         return place.carry_out(assignment, tell, wanted)
     except Exception as error:
         failure = bare(error)
+    if isinstance(failure, Dismissed):
+        _leave(run)
     raise failure

@@ -13,7 +13,7 @@ def test_two_are_faster_than_one(capsys: pytest.CaptureFixture[str], monkeypatch
     """Where the source is what is waited for, twice the workers need clearly less time."""
     for name in ("HF_ENDPOINT", "HF_TOKEN", "HF_HOME", "HF_XET_CACHE"):
         monkeypatch.setenv(name, "")
-    cluster.main(["--json", "--workers", "1", "2", "--files", "8", "--size", "4e6", "--rate", "5e5"])
+    cluster.main(["--json", "--workers", "1", "2", "--files", "6", "--size", "2.4e6", "--rate", "4e5"])
     rows = json.loads(capsys.readouterr().out)["runs"]
     assert list(rows) == ["alone", "1", "2"]
     assert len({row["bytes"] for row in rows.values()}) == 1

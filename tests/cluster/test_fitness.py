@@ -130,6 +130,12 @@ def test_what_can_not_be(
     assert hub.seen == []
 
 
+def test_what_is_no_cluster() -> None:
+    """Neither an address, nor an executor, nor a client."""
+    with pytest.raises(UseError, match="int is no cluster"):
+        mirror("st/model", "me/shared", cluster=3)  # type: ignore[arg-type]
+
+
 def test_convert_knows_no_cluster(tmp_path: Path) -> None:
     """A folder is no place for many machines."""
     with pytest.raises(UseError, match="not on the Hub"):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from tensorport_hub import mirror, verify
+from tensorport_hub.cli import main
 from tensorport_hub.devhub import DevHub
 from tensorport_hub.ports import BytesRead, BytesWritten, Event, FileVerified, PartDone, Planned
 from tests.cluster import models
@@ -58,6 +60,32 @@ def test_what_is_told_on_the_way(hub: DevHub, machines: Machines) -> None:
     assert sum(isinstance(event, FileVerified) for event in events) == 6
     assert result.stats.peak_memory
     assert result.stats.worker_memory
+
+
+def test_the_command_line(hub: DevHub, machines: Machines, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--json` has what it has on one machine, and how large the largest worker grew."""
+    hub.add_repo("st/model", models.bf16(3))
+    said = []
+    for target, cluster in (("me/alone", []), ("me/shared", ["--cluster", machines.address])):
+        with pytest.raises(SystemExit) as ended:
+            main(["mirror", "st/model", target, "--json", "--no-progress", *cluster])
+        assert ended.value.code == 0
+        said.append(json.loads(capsys.readouterr().out))
+    alone, shared = said
+    assert alone.keys() == shared.keys()
+    assert alone["stats"].keys() == shared["stats"].keys()
+    assert alone["totals"] == shared["totals"]
+    assert (alone["stats"]["worker_memory"], shared["stats"]["worker_memory"] > 0) == (None, True)
+
+
+def test_two_runs_at_once(hub: DevHub, machines: Machines) -> None:
+    """Of the same plan, to two repositories, on one cluster: neither takes the other's tasks for its own."""
+    hub.add_repo("st/model", models.bf16(4, rows=2000))
+    targets = ["me/one", "me/other"]
+    with ThreadPoolExecutor(2) as runs:
+        results = [*runs.map(lambda to: mirror("st/model", to, cluster=machines.address), targets)]
+    assert [result.stats.files_verified for result in results] == [4, 4]
+    assert contents(hub, "me/one") == contents(hub, "me/other")
 
 
 def test_processes_of_an_executor(hub: DevHub) -> None:
