@@ -182,6 +182,10 @@ def _display(given: dict[str, Any]) -> Any:
     no_progress = given.pop("no_progress")
     if verbose:
         logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(name)s: %(message)s")
+    elif given.get("cluster"):
+        from tensorport_hub.cluster.dask import hush
+
+        hush()
     from tensorport_hub.cli.progress import display
 
     return display(quiet=quiet, no_progress=no_progress)

@@ -18,6 +18,8 @@ import logging
 import pickle
 import queue
 import re
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from time import monotonic
@@ -55,6 +57,14 @@ def check_address(text: str) -> None:
         raise UseError(
             "`--cluster` needs Dask", hint="install it: `pip install 'tensorport-hub[cluster]'`"
         ) from None
+
+
+def hush() -> None:
+    """For programs that say themselves what is wrong: Dask logs with tracebacks that a scheduler is lost."""
+    with suppress(ImportError):
+        import distributed  # noqa: F401 (it sets levels when it is loaded)
+    for name in ("distributed", "distributed.client", "distributed.gc", "tornado.application"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 class DaskCrew:
@@ -212,6 +222,19 @@ def _reaching() -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Processes that are begun here do not hear the terminal's Ctrl-C: they end when we end them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _connect(address: str, opened: ExitStack) -> Client:
     """A client of its own, closed with all else, as is the cluster where it is our own."""
     from distributed import Client, LocalCluster
@@ -219,15 +242,15 @@ def _connect(address: str, opened: ExitStack) -> Client:
     local = _LOCAL.fullmatch(address)
     target: Any = address
     if local is not None:
-        target = opened.enter_context(
-            LocalCluster(
+        with _uninterrupted():
+            cluster = LocalCluster(
                 n_workers=int(local.group(1)),
                 threads_per_worker=1,
                 memory_limit=0,
-                dashboard_address=None,
+                dashboard_address="127.0.0.1:0",
                 silence_logs=logging.ERROR,
             )
-        )
+        target = opened.enter_context(cluster)
     try:
         client: Client = opened.enter_context(Client(target, timeout=_CONNECT_SECONDS, set_as_default=False))
     except (OSError, ValueError, RuntimeError) as error:

@@ -235,3 +235,29 @@ def test_a_coordinator_that_ends_stops_its_workers(hub: DevHub, tmp_path: Path) 
                 assert run.stderr is not None
                 assert "Traceback" not in run.stderr.read()
             wait_for(lambda: at_work(machines) == 0, "rest", seconds=15)
+
+
+@pytest.mark.parametrize("to", ["scheduler", "terminal"])
+def test_what_ends_a_run_is_said_without_noise(seeded: DevHub, tmp_path: Path, to: str) -> None:
+    """A scheduler that dies, or Ctrl-C, which a terminal sends to all processes: words, and no traceback."""
+    with Machines(tmp_path / "machines") as machines:
+        machines.add(1)
+        words = ["mirror", "st/model", "me/shared", "--no-progress", "--transfer", "lfs", "--workers", "1"]
+        words += ["--cluster", machines.address if to == "scheduler" else "local:1"]
+        run = subprocess.Popen(
+            [sys.executable, "-m", "tensorport_hub", *words, "--max-memory", "130MB"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        wait_for(lambda: any("/objects/batch" in s.path for s in seeded.seen), "an upload")
+        if to == "scheduler":
+            machines.scheduler.kill()
+        else:
+            os.killpg(run.pid, signal.SIGINT)
+        said, _ = run.communicate(timeout=60)
+    assert "Traceback" not in said
+    assert "distributed" not in said
+    assert "continues" in said
+    assert run.returncode == (5 if to == "scheduler" else 130)
