@@ -34,6 +34,14 @@ class Secret:
         return "Secret()"
 
 
+def other_version(expected: str) -> UseError:
+    """What this process says to a coordinator of another version: equal bytes are promised of equal ones."""
+    return UseError(
+        f"it has tensorport-hub {__version__}: expected {expected}, as the coordinator has",
+        hint="start it with the same version",
+    )
+
+
 class Unknown(DestinationError):
     """This process was not mustered: it is another one than the coordinator thinks."""
 
@@ -45,10 +53,7 @@ async def muster(version: str, token: Secret, brief: bytes) -> TensorportError |
 
 def _muster(version: str, token: Secret, packed: bytes) -> TensorportError | None:
     if version != __version__:
-        return UseError(
-            f"it has tensorport-hub {__version__}: expected {version}, as the coordinator has",
-            hint="start it with the same version",
-        )
+        return other_version(version)
     from tensorport_hub.cluster.brief import bare
     from tensorport_hub.cluster.workplace import Workplace
 

@@ -14,7 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tensorport_hub import __version__
 from tensorport_hub.cluster.brief import Assignment, Brief, Ended, Item, Told
+from tensorport_hub.cluster.worker import other_version
 from tensorport_hub.core.journal import Entry, Progress, remaining
 from tensorport_hub.edge.hub_client import HubClient
 from tensorport_hub.edge.hub_source import HubSource
@@ -48,6 +50,7 @@ class Workplace:
         given: the coordinator's token.
 
     Raises:
+        UseError: the plan is another version's.
         SourceError: the source is not what the plan was made of, or can't be read from here.
         DestinationError: there is no token.
     """
@@ -55,6 +58,8 @@ class Workplace:
     def __init__(self, brief: Brief, given: str | None) -> None:
         self._brief = brief
         self._plan = brief.plan
+        if self._plan.version != __version__:
+            raise other_version(self._plan.version)
         self._client = HubClient(endpoint=brief.endpoint)
         if self._client.token is None and given is not None:
             self._client = HubClient(endpoint=brief.endpoint, token=given)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tensorport_hub import convert, mirror, plan
 from tensorport_hub.cli import main
-from tensorport_hub.devhub import DevHub
+from tensorport_hub.cluster import dask, workplace
+from tensorport_hub.devhub import DevHub, Fault
 from tensorport_hub.errors import DestinationError, SourceError, UseError
-from tensorport_hub.ports import Event, Warned
+from tensorport_hub.ports import Event, PartDone, Planned, Warned
 from tests.cluster import models
 from tests.cluster.machines import Machines
 from tests.cluster.test_come_and_go import SLOWLY, Once
@@ -49,9 +51,6 @@ def test_another_version(hub: DevHub, tmp_path: Path, first: str, said: str) -> 
 
 def test_another_version_that_joins_late(hub: DevHub, machines: Machines) -> None:
     """It gets nothing, and the user is told."""
-    from tensorport_hub.devhub import Fault
-    from tensorport_hub.ports import PartDone
-
     hub.add_repo("st/model", models.bf16(4, tensors=8, rows=600))
     mirror("st/model", "me/alone")
     hub.faults.add(Fault("slow", origin="cdn", times=None, rate=300_000))
@@ -83,8 +82,6 @@ def test_without_access_to_the_source(hub: DevHub, tmp_path: Path) -> None:
 
 def test_an_executor_without_a_token(hub: DevHub, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is told where the workers' token must come from."""
-    from concurrent.futures import ThreadPoolExecutor
-
     hub.add_repo("st/model", models.bf16(2))
     monkeypatch.delenv("HF_TOKEN")
     with (
@@ -93,6 +90,29 @@ def test_an_executor_without_a_token(hub: DevHub, monkeypatch: pytest.MonkeyPatc
     ):
         mirror("st/model", "me/shared", token=hub.token, cluster=executor)
     assert "HF_TOKEN" in caught.value.hint
+
+
+def test_an_executor_of_another_version(hub: DevHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What makes a share compares its own version with the plan's."""
+    hub.add_repo("st/model", models.bf16(2))
+    monkeypatch.setattr(workplace, "__version__", "0.0.9")
+    with ThreadPoolExecutor(1) as executor, pytest.raises(UseError, match=r"worker 1: it has tensorport-hub"):
+        mirror("st/model", "me/shared", cluster=executor)
+
+
+def test_a_folder_that_is_another_one(hub: DevHub, machines: Machines, tmp_path: Path) -> None:
+    """A worker that sees another state of the folder makes nothing."""
+    model = tmp_path / "model"
+    model.mkdir()
+    for path, data in models.bf16(2).items():
+        (model / path).write_bytes(data)
+
+    def touch(event: Event) -> None:
+        if isinstance(event, Planned):
+            (model / "config.json").write_bytes(b"{}")
+
+    with pytest.raises(SourceError, match="is not what it is for the coordinator"):
+        mirror(str(model), "me/shared", cluster=machines.address, on_event=touch)
 
 
 def test_a_folder_that_workers_see(hub: DevHub, machines: Machines, tmp_path: Path) -> None:
@@ -152,8 +172,6 @@ def test_without_dask(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_nobody_answers(hub: DevHub, monkeypatch: pytest.MonkeyPatch) -> None:
     """The address is named; exit 5."""
-    from tensorport_hub.cluster import dask
-
     monkeypatch.setattr(dask, "_CONNECT_SECONDS", 1)
     hub.add_repo("st/model", models.bf16(2))
     with pytest.raises(DestinationError, match=r"no scheduler answers at `tcp://127\.0\.0\.1:9`"):
