@@ -18,7 +18,7 @@ from tensorport_hub.cluster import dispatch
 from tensorport_hub.cluster.brief import Assignment
 from tensorport_hub.cluster.dask import DaskCrew
 from tensorport_hub.devhub import DevHub, Fault
-from tensorport_hub.errors import DestinationError, LimitError
+from tensorport_hub.errors import DestinationError, LimitError, VerificationError
 from tensorport_hub.ports import BytesWritten, Event, PartDone, Resumed, Warned
 from tests.cluster import models
 from tests.cluster.machines import Machines, wait_for
@@ -178,6 +178,19 @@ def test_one_machine_continues_what_a_cluster_began(seeded: DevHub, machines: Ma
     events: list[Event] = []
     mirror("st/model", "me/shared", on_event=events.append, **options)
     assert any(isinstance(event, Resumed) for event in events)
+    assert contents(seeded, "me/shared") == contents(seeded, "me/alone")
+
+
+def test_wrong_bytes_of_the_source(seeded: DevHub, machines: Machines) -> None:
+    """A worker finds them by the file's digest; what was made of that file counts for no next run."""
+    seeded.faults.clear()
+    seeded.faults.add(Fault("wrong_bytes", origin="cdn", at=150_000, times=None))
+    options: dict[str, Any] = {"checkpoint_every": 100_000, **SLOWLY}
+    with pytest.raises(VerificationError, match=r"worker tcp://.*is not what the source states"):
+        mirror("st/model", "me/shared", cluster=machines.address, **options)
+    assert "manifest.json" not in seeded.files("me/shared")
+    seeded.faults.clear()
+    mirror("st/model", "me/shared", cluster=machines.address, **options)
     assert contents(seeded, "me/shared") == contents(seeded, "me/alone")
 
 
