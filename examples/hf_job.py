@@ -2,6 +2,7 @@
 
     python hf_job.py mirrors.toml                        # now
     python hf_job.py mirrors.toml --schedule "@daily"    # again and again; CRON works too
+    python hf_job.py mirrors.toml --cluster local:4 --package "tensorport-hub[cluster]"
 
 The list is that of `tensorport-hub mirror --from-file`; it travels in the job's environment. Your token
 travels as the job's secret, never in its command. What a job that hits its timeout had finished by its last
@@ -19,7 +20,10 @@ from huggingface_hub import HfApi, get_token
 from tensorport_hub import TensorportError, read_orders
 
 IMAGE = "python:3.12"
-COMMAND = 'python -m pip install -q "$PACKAGE" && printf %s "$MIRRORS" | tensorport-hub mirror --from-file -'
+COMMAND = (
+    'python -m pip install -q "$PACKAGE" &&'
+    ' printf %s "$MIRRORS" | tensorport-hub mirror --from-file - ${CLUSTER:+--cluster "$CLUSTER"}'
+)
 
 
 def main() -> None:
@@ -31,6 +35,7 @@ def main() -> None:
     parser.add_argument("--flavor", default="cpu-upgrade", help="hardware (cpu-upgrade)")
     parser.add_argument("--timeout", default="6h", help="when the job is ended (6h)")
     parser.add_argument("--namespace", help="organization that the job belongs to (you)")
+    parser.add_argument("--cluster", default="", help="local:N: so many worker processes in the job")
     parser.add_argument("--package", default="tensorport-hub", help="what pip installs in the job")
     given = parser.parse_args()
     try:
@@ -43,7 +48,11 @@ def main() -> None:
     asked = {
         "image": IMAGE,
         "command": ["bash", "-c", COMMAND],
-        "env": {"MIRRORS": given.list.read_text(encoding="utf-8"), "PACKAGE": given.package},
+        "env": {
+            "MIRRORS": given.list.read_text(encoding="utf-8"),
+            "PACKAGE": given.package,
+            "CLUSTER": given.cluster,
+        },
         "secrets": {"HF_TOKEN": token},
         "flavor": given.flavor,
         "timeout": given.timeout,

@@ -10,15 +10,18 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tensorport_hub import asked, pages
 from tensorport_hub.audit import Audit
+from tensorport_hub.cluster.run import check_cluster, crew_of, run_shared
 from tensorport_hub.core.journal import Progress
+from tensorport_hub.destination import Opened
 from tensorport_hub.edge.local import parse_folder
 from tensorport_hub.edge.page import Page
-from tensorport_hub.engine import run
+from tensorport_hub.engine import Outcome, run
 from tensorport_hub.errors import CheckpointError, LossError, UseError
 from tensorport_hub.job import Job, Limits, Made
 from tensorport_hub.meter import Meter
@@ -26,6 +29,10 @@ from tensorport_hub.outlook import outlook, parse_rate
 from tensorport_hub.ports import Committed, Event, Planned, Published
 from tensorport_hub.reading import Reading
 from tensorport_hub.results import Inspection, MirrorResult, PlanResult, Verification
+
+if TYPE_CHECKING:
+    from tensorport_hub.cluster.crew import Crew
+    from tensorport_hub.cluster.run import Cluster
 
 
 def mirror(
@@ -54,6 +61,7 @@ def mirror(
     read: str = "http",
     verify_source: str = "auto",
     checkpoint_every: str | int = "20GB",
+    cluster: Cluster | None = None,
     restart: bool = False,
     create_pr: bool = False,
     branch: str | None = None,
@@ -92,6 +100,9 @@ def mirror(
             processor's time.
         verify_source: `auto`, `whole` or `no`: sha256 of whole source files.
         checkpoint_every: bytes that a crash may cost; a mirror of fewer is published by one commit.
+        cluster: workers that do it: the address of a Dask scheduler (`tcp://host:port`, `tls://host:port`),
+            `local:N` for as many processes on this machine, a Dask client, or any executor of
+            `concurrent.futures`; the caps are each process's own then. The destination must be on the Hub.
         restart: give up what an interrupted run left, and make again what the destination holds already.
         create_pr: leave an open pull request instead of merging it.
         branch: publish there instead of on `main`, or a git remote's default branch.
@@ -105,6 +116,8 @@ def mirror(
         TensorportError: by whose fault it is; nothing was published.
     """
     begun = monotonic()
+    if cluster is not None:
+        check_cluster(cluster, destination)
     options = asked.options(locals())
     limits, meter = Limits.of(workers, max_memory, large_shards=allow_large_shards), Meter(on_event)
     publication, by_xet = asked.publication(locals(), options), asked.by_xet(read)
@@ -113,7 +126,7 @@ def mirror(
         if page is not None:
             pages.refuse_inside(page, job)
         meter(Planned(len(job.plan.outputs), job.schedule.bytes_read(), job.plan.bytes_out))
-        made = job.standing() or _carried_out(job)
+        made = job.standing() or _carried_out(job, cluster)
         meter(Committed(made[1]))
         result = job.result(*made, monotonic() - begun)
         if page is not None:
@@ -121,32 +134,40 @@ def mirror(
         return result
 
 
-def _carried_out(job: Job) -> tuple[Made, Published]:
+def _carried_out(job: Job, cluster: Cluster | None) -> tuple[Made, Published]:
     """Make what is left to make, and publish."""
-    opened = job.open()
-    sink, journal = opened.sink, opened.journal
-    try:
-        if opened.published is not None:
-            there, published = opened.published
-            return Made.of(there), published
-        outcome = run(
-            job.plan,
-            job.source,
-            sink,
-            journal,
-            inherited=Progress() if opened.anew else job.destination.inherited,
-            allotment=job.allotment(),
-            report=job.meter,
-        )
-        return job.publish(sink, outcome)
-    except (CheckpointError, LossError):
-        sink.discard()
-        raise
-    except BaseException:
-        journal.save()
-        raise
-    finally:
-        sink.close()
+    with nullcontext() if cluster is None else crew_of(cluster, job) as crew:
+        opened = job.open()
+        sink, journal = opened.sink, opened.journal
+        try:
+            if opened.published is not None:
+                there, published = opened.published
+                return Made.of(there), published
+            return job.publish(sink, _outcome(job, opened, crew))
+        except (CheckpointError, LossError):
+            sink.discard()
+            raise
+        except BaseException:
+            journal.save()
+            raise
+        finally:
+            sink.close()
+
+
+def _outcome(job: Job, opened: Opened, crew: Crew | None) -> Outcome:
+    """What is left to make, made here or by a crew."""
+    inherited = Progress() if opened.anew else job.destination.inherited
+    if crew is not None:
+        return run_shared(job, opened, inherited, crew)
+    return run(
+        job.plan,
+        job.source,
+        opened.sink,
+        opened.journal,
+        inherited=inherited,
+        allotment=job.allotment(),
+        report=job.meter,
+    )
 
 
 def plan(
@@ -175,6 +196,7 @@ def plan(
     read: str = "http",
     verify_source: str = "auto",
     checkpoint_every: str | int = "20GB",
+    cluster: Cluster | None = None,
     create_pr: bool = False,
     branch: str | None = None,
     author: str | None = None,
@@ -198,6 +220,8 @@ def plan(
     limits, meter = Limits.of(workers, max_memory, large_shards=allow_large_shards), Meter(on_event)
     publication, by_xet = asked.publication(locals(), options), asked.by_xet(read)
     expected = parse_rate(rate)
+    if cluster is not None:
+        check_cluster(cluster, destination)
     with Job(source, destination, revision, token, options, limits, publication, meter, by_xet=by_xet) as job:
         return outlook(job, publication, rate=expected, measure=probe, strict=strict)
 

@@ -36,8 +36,8 @@ from tensorport_hub.edge.hub_source import HubSource
 from tensorport_hub.edge.journal import Unkept
 from tensorport_hub.edge.local import LocalSource, parse_folder
 from tensorport_hub.edge.retry import retried
+from tensorport_hub.engine import Outcome, run
 from tensorport_hub.engine.budget import allot
-from tensorport_hub.engine.run import Outcome, run
 from tensorport_hub.errors import (
     CheckpointError,
     DestinationError,

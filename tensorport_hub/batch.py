@@ -42,6 +42,7 @@ _OF_THE_PROCESS = (
     "workers",
     "max_memory",
     "max_disk",
+    "cluster",
     "restart",
     "token",
     "on_event",

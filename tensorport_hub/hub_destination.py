@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -13,16 +12,14 @@ from tensorport_hub.core.mirror import Mirror
 from tensorport_hub.core.plan import Plan
 from tensorport_hub.core.tensor import shorten
 from tensorport_hub.destination import Opened, Publication, readable, whole
-from tensorport_hub.edge.http import Http
 from tensorport_hub.edge.hub_answers import RepoState
 from tensorport_hub.edge.hub_client import HubClient
 from tensorport_hub.edge.hub_find import open_work
 from tensorport_hub.edge.hub_journal import HubJournal
-from tensorport_hub.edge.hub_lfs import LfsSession
 from tensorport_hub.edge.hub_ref import KEPT, HubRef
 from tensorport_hub.edge.hub_sink import HubSink
+from tensorport_hub.edge.hub_store import HubStore
 from tensorport_hub.edge.hub_work import COMMIT_FILES, FOLDER, Request
-from tensorport_hub.edge.hub_xet import XetSession
 from tensorport_hub.edge.journal import Unkept
 from tensorport_hub.edge.retry import retried
 from tensorport_hub.errors import DestinationError, LimitError, gather
@@ -33,8 +30,6 @@ FOLDER_ENTRIES = 10_000
 
 _MANY_FILES = 100_000
 _LARGEST_FILE = 500_000_000_000
-_PATIENCE = 6
-"""An upload's answer may take so many times as long as a read: the other side checks what it got first."""
 
 
 class HubDestination:
@@ -205,11 +200,17 @@ class HubDestination:
         needed = publication.create_pr or self.checkpoints(plan) is not None
         work = open_work(target, request, restart=publication.restart, needed=needed)
         with ExitStack() as undo:
-            http = Http(read_seconds=_PATIENCE * self._read_seconds)
-            undo.callback(http.close)
-            transport = self._transport(http)
-            undo.callback(transport.close)
-            self.streams = isinstance(transport, XetSession)
+            store = HubStore.of(
+                self._client,
+                self.name,
+                transfer=publication.transfer,
+                max_disk=publication.max_disk,
+                writers=writers,
+                read_seconds=self._read_seconds,
+                report=report,
+            )
+            undo.callback(store.close)
+            self.streams = store.streams
             journal: HubJournal | Unkept = Unkept()
             if work is not None and not work.is_complete:
                 work.claim()
@@ -217,12 +218,10 @@ class HubDestination:
                 journal = HubJournal(work, outputs=paths, every=publication.checkpoint_every, report=report)
             sink = HubSink(
                 self._client,
-                http,
                 target,
                 work,
-                transport=transport,
+                store=store,
                 journal=journal,
-                writers=writers,
                 message=publication.title(plan),
                 offer=publication.create_pr,
                 report=report,
@@ -260,22 +259,6 @@ class HubDestination:
                 self._report,
             )
         return HubRef.of(client, self.name, branch or "main", self._report)
-
-    def _transport(self, http: Http) -> XetSession | LfsSession:
-        """How bytes get to the Hub.
-
-        Raises:
-            DestinationError: what was asked for is not to be had.
-        """
-        client, wanted = self._client, self._publication.transfer
-        disabled = os.environ.get("HF_HUB_DISABLE_XET", "").upper() in ("1", "TRUE", "YES", "ON")
-        if wanted == "xet" or (wanted == "auto" and not disabled):
-            session = retried(lambda: XetSession.offered(client, http, self.name), self._report)
-            if session is not None:
-                return session
-        if wanted == "xet":
-            raise DestinationError(f"`{self.name}` offers no Xet storage", hint="use `--transfer lfs`")
-        return LfsSession(client, http, self.name, max_disk=self._publication.max_disk, report=self._report)
 
     def _finish(self, sink: HubSink, plan: Plan) -> tuple[Mirror, Published] | None:
         """Publish what an interrupted run had completed."""

@@ -25,8 +25,9 @@ from tensorport_hub.core.location import (
     parse_destination,
 )
 from tensorport_hub.core.mirror import Mirror
-from tensorport_hub.core.plan import Options
+from tensorport_hub.core.plan import Options, Plan
 from tensorport_hub.core.schedule import Schedule
+from tensorport_hub.core.shares import share_out
 from tensorport_hub.core.size import parse_size
 from tensorport_hub.core.tensor import shorten
 from tensorport_hub.core.tiles import demand
@@ -53,9 +54,9 @@ _SPOOL_NBYTES = 2 << 20
 
 @dataclass(frozen=True)
 class Limits:
-    """What a run may use."""
+    """What a process may use. `parts`: in flight at most; None: as many as it has processors."""
 
-    workers: int
+    parts: int | None
     max_memory: int
     large_shards: bool = False
 
@@ -63,7 +64,35 @@ class Limits:
     def of(cls, workers: int | None, max_memory: str | int, *, large_shards: bool = False) -> Limits:
         if workers is not None and workers < 1:
             raise UseError(f"workers must be at least 1, got {workers}")
-        return cls(workers or _processors(), parse_size(max_memory), large_shards)
+        return cls(workers, parse_size(max_memory), large_shards)
+
+    @property
+    def workers(self) -> int:
+        """Parts in flight at most."""
+        return self.parts or _processors()
+
+    def allot(self, plan: Plan, *, streams: bool, by_xet: bool) -> Allotment:
+        """How the memory cap is used for a plan, whose bytes go out as they come (`streams`) or not.
+
+        Args:
+            by_xet: the source is read from Xet storage.
+
+        Raises:
+            LimitError: it is too small.
+        """
+        at_once = plan.files_at_once
+        session, writer = 0, at_once * _SPOOL_NBYTES
+        if streams:
+            session, writer = buffered(plan.bytes_out, streams=at_once)
+        return allot(
+            self.max_memory,
+            workers=min(self.workers, max(_XET_STREAMS // at_once, 1)) if streams else self.workers,
+            files=len(plan.files),
+            writer_nbytes=writer,
+            demand=demand(plan),
+            ordered=plan.is_ordered,
+            beside_nbytes=session + (RANGES_NBYTES if by_xet else 0),
+        )
 
 
 def _processors() -> int:
@@ -99,7 +128,7 @@ class Job(Reading):
         *,
         by_xet: bool,
     ) -> None:
-        self.limits, self._publication = limits, publication
+        self.limits, self.publication = limits, publication
         given = parse_destination(destination) if destination is not None else None
         refuse_same(source_location(source, revision), given)
         if isinstance(given, GitLocation):
@@ -142,16 +171,16 @@ class Job(Reading):
         closed = isinstance(self.source, HubSource) and (self.source.private or self.source.gated)
         if isinstance(location, GitLocation):
             return GitDestination(
-                location.url, self._publication, source=self.name, closed=closed, report=self.meter
+                location.url, self.publication, source=self.name, closed=closed, report=self.meter
             )
-        if self._publication.author is not None:
+        if self.publication.author is not None:
             raise UseError("`--author` is of a git remote's commits, this destination is none")
         if isinstance(location, FolderLocation):
-            return FolderDestination(parse_folder(location.path), self._publication)
+            return FolderDestination(parse_folder(location.path), self.publication)
         return HubDestination(
             self.client,
             location.repo_id,
-            self._publication,
+            self.publication,
             source=self.name,
             closed=closed,
             read_seconds=read_seconds(),
@@ -164,21 +193,7 @@ class Job(Reading):
         Raises:
             LimitError: it is too small.
         """
-        streams, at_once = self.destination.streams, self.plan.files_at_once
-        session, writer = 0, at_once * _SPOOL_NBYTES
-        if streams:
-            session, writer = buffered(self.plan.bytes_out, streams=at_once)
-        return allot(
-            self.limits.max_memory,
-            workers=min(self.limits.workers, max(_XET_STREAMS // at_once, 1))
-            if streams
-            else self.limits.workers,
-            files=len(self.plan.files),
-            writer_nbytes=writer,
-            demand=demand(self.plan),
-            ordered=self.plan.is_ordered,
-            beside_nbytes=session + (RANGES_NBYTES if self.by_xet else 0),
-        )
+        return self.limits.allot(self.plan, streams=self.destination.streams, by_xet=self.by_xet)
 
     @cached_property
     def schedule(self) -> Schedule:
@@ -190,6 +205,7 @@ class Job(Reading):
     def preview(self) -> PlanResult:
         """What a run would do."""
         plan, allotment, destination = self.plan, self.allotment(), self.destination
+        shares = share_out(plan, remaining(plan, destination.inherited))
         return PlanResult(
             plan,
             self.name,
@@ -209,9 +225,11 @@ class Job(Reading):
             plan.bytes_out,
             sum(made.size for made in destination.inherited.made.values()),
             self.limits.max_memory,
-            min(self._publication.max_disk, allotment.workers * plan.bytes_at_once)
+            min(self.publication.max_disk, allotment.workers * plan.bytes_at_once)
             if destination.stages
             else 0,
+            len(shares) if isinstance(destination, HubDestination) else 0,
+            max((share.nbytes for share in shares), default=0),
             tuple(self.meter.warnings),
         )
 
@@ -223,7 +241,7 @@ class Job(Reading):
 
     def standing(self) -> tuple[Made, Published] | None:
         """What the destination holds, where a run would make the same."""
-        there = None if self._publication.restart else self.destination.standing(self.plan, self.key)
+        there = None if self.publication.restart else self.destination.standing(self.plan, self.key)
         return None if there is None else (Made.of(there[0]), there[1])
 
     def open(self) -> Opened:
@@ -273,6 +291,7 @@ class Job(Reading):
                 meter.verified,
                 round(seconds, 3),
                 peak_memory(),
+                meter.worker_memory,
             ),
             published.changed,
         )

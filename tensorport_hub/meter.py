@@ -46,13 +46,18 @@ class Pace:
 
 
 class Meter:
-    """Counts what a run reports, and passes it on; what the callback raises is logged, and ends there."""
+    """Counts what a run reports, and passes it on; what the callback raises is logged, and ends there.
+
+    Attributes:
+        worker_memory: peak resident bytes of the largest worker process, of a run that is shared out.
+    """
 
     def __init__(self, on_event: Callable[[Event], object] | None) -> None:
         self._on_event = on_event
         self._lock = threading.Lock()
         self._pace = Pace()
         self.bytes_read = self.bytes_written = self.retries = self.verified = self.kept = self.resumed = 0
+        self.worker_memory: int | None = None
         self.warnings: list[str] = []
 
     def __call__(self, event: Event) -> None:

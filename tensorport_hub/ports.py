@@ -91,14 +91,18 @@ class Writer(Protocol):
         """Forget the file; never raises. Idempotent, and harmless after `finish`."""
 
 
-class Sink(Protocol):
-    """Where files go. Nothing is visible to readers before `commit`, and then everything at once."""
+class Store(Protocol):
+    """Where the content of files goes; that it is there makes none of it visible to readers."""
 
     def open(self, path: str, size: int) -> Writer:
         """Begin a file of exactly `size` bytes; opening the same path again starts it anew.
 
         Safe to call from several threads. May block until a stream or staging space is free.
         """
+
+
+class Sink(Store, Protocol):
+    """A store, and what shows it. Nothing is visible before `commit`, and then everything at once."""
 
     def has(self, receipt: Receipt) -> bool:
         """Whether this content is here, of whatever run and under whatever name, for `commit` to publish."""

@@ -109,6 +109,11 @@ class Reading:
         return self.location.path
 
     @property
+    def folder(self) -> str | None:
+        """The absolute path of a source that is one."""
+        return str(parse_folder(self.location.path)) if isinstance(self.location, FolderLocation) else None
+
+    @property
     def endpoint(self) -> str:
         """The Hub that the source is on; "" for a folder."""
         return self.client.endpoint if isinstance(self.location, HubLocation) else ""

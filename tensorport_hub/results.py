@@ -22,6 +22,8 @@ class Stats:
         parts: files of weights that the mirror has, in `shards` of all formats together.
         parts_kept: those of them that stood at the destination already, made of the same bytes.
         parts_resumed: those that an interrupted run had made.
+        peak_memory: of this process, in bytes, where the system tells.
+        worker_memory: of the largest worker process, where a cluster did the work.
     """
 
     tensors: int
@@ -37,6 +39,7 @@ class Stats:
     files_verified: int
     seconds: float
     peak_memory: int | None
+    worker_memory: int | None = None
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,8 @@ class PlanResult:
         bytes_in: source bytes that will be read, those twice included.
         bytes_again: the part of it that order forces to be read a second time.
         parts_kept, bytes_kept: what stands at the destination already, and is neither read nor sent.
+        shares, largest_share: what a cluster's workers would divide it into (0: they can't send there), and
+            the bytes of source files in the largest.
         forecast: limits, requests and time, which `plan` adds.
     """
 
@@ -127,6 +132,8 @@ class PlanResult:
     bytes_kept: int
     memory: int
     disk: int
+    shares: int
+    largest_share: int
     warnings: tuple[str, ...]
     forecast: Forecast | None = None
 

@@ -34,6 +34,7 @@ def cli() -> None:
 @options.read
 @options.limit
 @options.hub
+@options.cluster
 @options.restart
 @click.option("--commit-message", metavar="TEXT", help="Message of the commit.")
 @options.report
@@ -95,6 +96,7 @@ def _mirror(src: str, dst: str | None, given: dict[str, Any]) -> None:
 @options.read
 @options.limit
 @options.hub
+@options.cluster
 @click.option("--rate", metavar="SIZE", help="Bytes a second to expect, for a forecast of the time.")
 @click.option("--probe", is_flag=True, help="Measure that rate: read some blocks, 64 MB at most.")
 @click.option("--strict", is_flag=True, help="Warnings and recommended limits are errors (exit 7).")
@@ -183,6 +185,10 @@ def _display(given: dict[str, Any]) -> Any:
     no_progress = given.pop("no_progress")
     if verbose:
         logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(name)s: %(message)s")
+    elif given.get("cluster"):
+        from tensorport_hub.cluster.dask import hush
+
+        hush()
     from tensorport_hub.cli.progress import display
 
     return display(quiet=quiet, no_progress=no_progress)

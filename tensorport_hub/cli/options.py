@@ -121,6 +121,9 @@ read = click.option(
     show_default=True,
     help="How the Hub's files are read: by HTTP ranges, or from Xet storage what lies there.",
 )
+cluster = click.option(
+    "--cluster", metavar="ADDRESS", help="Dask workers do it: tcp://HOST:PORT, tls://HOST:PORT or local:N."
+)
 restart = click.option(
     "--restart/--resume", default=False, help="Begin anew, or continue an interrupted run (--resume)."
 )

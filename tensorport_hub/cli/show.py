@@ -73,6 +73,8 @@ def mirror_text(result: MirrorResult) -> str:
     """What `mirror` says at the end."""
     stats = result.stats
     memory = f", peak memory {format_size(stats.peak_memory)}" if stats.peak_memory else ""
+    if stats.worker_memory:
+        memory += f", of the largest worker {format_size(stats.worker_memory)}"
     lines = [
         f"{stats.tensors:,} tensors, {stats.parameters:,} parameters in {stats.parts:,} files,"
         f" {format_size(stats.bytes_published)}",
@@ -116,6 +118,10 @@ def plan_text(result: PlanResult) -> str:
         *(_forecast(result.forecast) if result.forecast is not None else []),
         ("fingerprint", result.plan.fingerprint[:16]),
     ]
+    if result.shares:
+        most = format_size(result.largest_share)
+        shares = f"{result.shares:,} share{'s' * (result.shares != 1)}, of at most {most} of the source"
+        rows.insert(-1, ("in a cluster", shares))
     if result.parts_kept:
         kept = f"{format_size(result.bytes_kept)} of it in {result.parts_kept:,} files that are there already"
         rows.insert(5, ("keeps", kept))

@@ -89,11 +89,7 @@ def remaining(plan: Plan, progress: Progress) -> Remaining:
     A source file that must be proven whole is done with once its digest is known and no output that needs a
     byte of it is missing; else it is read again from its start, and all that was made of it is compared.
     """
-    users: dict[str, set[int]] = {file.path: set() for file in plan.files}
-    for part in plan.parts:
-        for tensor in plan.recipes[part.recipe].decoder.inputs:
-            users[tensor.file].update(target.file for target in part.targets)
-    done = progress.made.keys()
+    users, done = plan.made_of, progress.made.keys()
     again = {path for path in plan.read_whole if path not in progress.files or not users[path] <= done}
     make = frozenset(file.index for file in plan.outputs) - done
     prove = frozenset[int]().union(*(users[path] for path in again)) & done

@@ -112,6 +112,15 @@ class Plan:
         return cut_parts(self.recipes, self.outputs)
 
     @cached_property
+    def made_of(self) -> Mapping[str, frozenset[int]]:
+        """Source file -> the output files that need a byte of it."""
+        users: dict[str, set[int]] = {file.path: set() for file in self.files}
+        for part in self.parts:
+            for tensor in self.recipes[part.recipe].decoder.inputs:
+                users[tensor.file].update(target.file for target in part.targets)
+        return {path: frozenset(found) for path, found in users.items()}
+
+    @cached_property
     def is_ordered(self) -> bool:
         """Whether parts must be decoded one after another: files hold several tensors."""
         return is_ordered(self.outputs)

@@ -137,7 +137,7 @@ class Schedule:
                 here.pulled.append((file, primary))
 
     @cached_property
-    def _from_elsewhere(self) -> dict[str, set[Strip]]:
+    def from_elsewhere(self) -> Mapping[str, set[Strip]]:
         """What parts whose primary lies in another file need of each file."""
         found: dict[str, set[Strip]] = defaultdict(set)
         for path in self._parts:
@@ -159,7 +159,9 @@ class Schedule:
         walker = Walker(file.path, fed, self._plan.read_whole, self._keep)
         blocks, kept = walker.walk(file, self._block)
         pulled = (*uses.pulled, *walker.pulled)
-        here = {strip for path, strip in pulled if path == file.path} | self._from_elsewhere[file.path]
+        here = {strip for path, strip in pulled if path == file.path} | self.from_elsewhere.get(
+            file.path, set()
+        )
         here |= {c.strip for b in blocks for c in b.companions if c.how == "apart" and c.file == file.path}
         return Walk(
             file,

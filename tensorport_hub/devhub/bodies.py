@@ -77,6 +77,9 @@ class BlobAnswer(web.StreamResponse):
             await self.write_eof()
         elif fault is not None and fault.kind in ("drop", "stall", "wrong_bytes"):
             await self._send_badly(request, fault)
+        elif fault is not None and fault.kind == "slow":
+            await self._send_slowly(fault.rate)
+            await self.write_eof()
         else:
             await self._send_well(request)
             await self.write_eof()
@@ -112,6 +115,15 @@ class BlobAnswer(web.StreamResponse):
             at += 1
         await self._pump(at, self._end)
         await self.write_eof()
+
+    async def _send_slowly(self, rate: int) -> None:
+        """At so many bytes a second, in twenty sips of each of them."""
+        clock = asyncio.get_running_loop().time
+        begun, sip = clock(), max(rate // 20, 1)
+        for start in range(self._first, self._end, sip):
+            stop = min(start + sip, self._end)
+            await self._pump(start, stop)
+            await asyncio.sleep(max(begun + (stop - self._first) / rate - clock(), 0))
 
     async def drain_and_close(self, request: web.Request) -> None:
         if request.transport is not None:

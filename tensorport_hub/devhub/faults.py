@@ -14,6 +14,7 @@ is carried out by `traffic` and `bodies`:
 | `wrong_bytes` | (upload) the byte at `at` is flipped as it comes in | the byte at `at` is flipped |
 | `truncate` | | a consistent answer with `at` bytes (half of them without `at`) |
 | `ignore_range` | | 200 with the whole file to a Range request |
+| `slow` | | the answer's body comes at `rate` bytes a second, each by itself |
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ KINDS = (
     "conflict",
     "close",
     "lost_answer",
+    "slow",
 )
 
 
@@ -52,6 +54,7 @@ class Fault:
     retry_after: int | None = None
     ratelimit_t: int | None = None
     seconds: float = 30.0
+    rate: int = 1 << 20
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:

@@ -24,7 +24,7 @@ from tensorport_hub.devhub.limits import Limits
 from tensorport_hub.devhub.refusals import Refusal
 from tensorport_hub.devhub.signing import Signer
 
-BODY_FAULTS = ("drop", "stall", "wrong_bytes", "truncate", "ignore_range")
+BODY_FAULTS = ("drop", "stall", "wrong_bytes", "truncate", "ignore_range", "slow")
 UPLOADS = ("POST", "PUT", "PATCH")
 
 

@@ -243,8 +243,9 @@ class HubClient:
                 raise
 
     def admit(self, window: str, what: str, refusal: Refusal) -> None:
-        """Raise what a request would be answered while a window of this account is closed."""
+        """Note a request; raise what it would be answered while a window of this account is closed."""
         _hold(self.pace.closed_seconds(window), f"{what} waits for the rate limit `{window}`", refusal)
+        self.pace.asked(window)
 
 
 def _found_token() -> str | None:

@@ -116,7 +116,13 @@ class LfsSpool(Spool):
         headers = {**(client.headers() if own else {}), **_JSON}
         data = json.dumps(body).encode()
         session = self._session
-        retried(lambda: self._request("POST", url, headers, data), session.report, session.closed)
+
+        def post() -> None:
+            if own:
+                client.admit("api", f"upload of `{self._path}`", DestinationError)
+            self._request("POST", url, headers, data)
+
+        retried(post, session.report, session.closed)
 
     def _request(self, method: str, url: str, headers: Mapping[str, str], body: Any) -> Mapping[str, str]:
         response = self._session.http.request(

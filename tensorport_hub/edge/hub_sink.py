@@ -1,27 +1,24 @@
 """A repository on the Hub as a sink: content first, then the commit that shows all of it.
 
-Content goes by Xet stream where the Hub offers it, else by LFS; either way it is in the Hub's storage before
-a commit names it. A small mirror is published by one commit on its branch; a large one, or one that is to be
-a pull request, by way of a work ref (`hub_work`), where a later run finds what this one has finished.
+Content goes to the Hub's storage (`hub_store`), and is there before a commit names it. A small mirror is
+published by one commit on its branch; a large one, or one that is to be a pull request, by way of a work ref
+(`hub_work`), where a later run finds what this one has finished.
 """
 
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 
 from tensorport_hub.core import manifest
 from tensorport_hub.core.digest import SourceFile
-from tensorport_hub.edge.http import Http
 from tensorport_hub.edge.hub_client import HubClient
 from tensorport_hub.edge.hub_journal import HubJournal
-from tensorport_hub.edge.hub_lfs import LfsSession
 from tensorport_hub.edge.hub_ref import HubRef, uploaded_content
+from tensorport_hub.edge.hub_store import HubStore
 from tensorport_hub.edge.hub_work import Work
-from tensorport_hub.edge.hub_xet import XetSession
 from tensorport_hub.edge.journal import Unkept
 from tensorport_hub.edge.retry import retried
 from tensorport_hub.errors import TensorportError
@@ -34,45 +31,31 @@ class HubSink:
     Args:
         target: the branch that readers see.
         work: where finished files are kept; None where one commit publishes everything.
-        transport: how bytes get into the Hub's storage.
-        writers: files that may be open at once.
+        store: where content goes; closed with the sink.
         offer: leave the pull request open.
     """
 
     def __init__(
         self,
         client: HubClient,
-        http: Http,
         target: HubRef,
         work: Work | None,
         *,
-        transport: XetSession | LfsSession,
+        store: HubStore,
         journal: HubJournal | Unkept,
-        writers: int,
         message: str,
         offer: bool,
         report: Report,
     ) -> None:
-        self._client, self._http, self._target, self._work = client, http, target, work
-        self._transport, self._message, self._report = transport, message, report
+        self._client, self._target, self._work = client, target, work
+        self._store, self._message, self._report = store, message, report
         self._offer = offer
         self.journal = journal
         self._held = {*target.files.values(), *(work.ref.files.values() if work is not None else ())}
-        self._slots = threading.Semaphore(writers)
         self._small: dict[str, bytes] = {}
 
-    @property
-    def streams(self) -> bool:
-        """Whether bytes go out as they come, by Xet; else they are staged, by LFS."""
-        return isinstance(self._transport, XetSession)
-
     def open(self, path: str, size: int) -> Writer:
-        self._slots.acquire()
-        try:
-            return _Slotted(self._transport.open(path, size), self._slots)
-        except BaseException:
-            self._slots.release()
-            raise
+        return self._store.open(path, size)
 
     def has(self, receipt: Receipt) -> bool:
         """Whether a checkpoint or the mirror that stands has it, by the Hub's own size and sha256."""
@@ -139,30 +122,4 @@ class HubSink:
         self._target.closed.set()
         if self._work is not None:
             self._work.ref.closed.set()
-        self._transport.close()
-        self._http.close()
-
-
-class _Slotted:
-    """A writer that holds one of the sink's places until it ends."""
-
-    def __init__(self, writer: Writer, slots: threading.Semaphore) -> None:
-        self._writer, self._slots = writer, slots
-        self._held = True
-
-    def write(self, block: memoryview) -> None:
-        self._writer.write(block)
-
-    def finish(self) -> Receipt:
-        receipt = self._writer.finish()
-        self._free()
-        return receipt
-
-    def abort(self) -> None:
-        self._writer.abort()
-        self._free()
-
-    def _free(self) -> None:
-        if self._held:
-            self._held = False
-            self._slots.release()
+        self._store.close()

@@ -5,6 +5,9 @@ minutes. So all clients of one endpoint and token share one `Pace`, whichever mi
 for. It is the only state of the whole process, because what it stands for is the account's alone. A window
 that was found exhausted is closed for everybody until it ends: nobody knocks meanwhile, and it is waited out
 once (`RateLimit: "api";r=0;t=<seconds>`, as the Hub's documentation of rate limits has it).
+
+Other machines may work for the same account: then each is dealt a share of every window, and holds back by
+itself when that is used up, whatever the Hub would still let pass.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import re
 import threading
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import dataclass
 from time import monotonic
 
 CHECKPOINTS_AN_HOUR = 90
@@ -35,6 +39,7 @@ class Pace:
         self._lock = threading.Lock()
         self._commits: deque[float] = deque()
         self._closed: dict[str, float] = {}
+        self._dealt: dict[str, _Dealt] = {}
 
     def committed(self) -> None:
         """Note a commit."""
@@ -61,10 +66,47 @@ class Pace:
             with self._lock:
                 self._closed[said.group(1)] = monotonic() + min(float(said.group(2)), _LONGEST_CLOSED)
 
+    def deal(self, shares: Mapping[str, tuple[int, float]]) -> None:
+        """From now on make at most so many requests of a window within any so many seconds.
+
+        What was made before still counts; a window that is not named has no share but all of it.
+        """
+        with self._lock:
+            before = {window: dealt.made for window, dealt in self._dealt.items()}
+            self._dealt = {
+                window: _Dealt(max(most, 1), seconds, before.get(window, deque()))
+                for window, (most, seconds) in shares.items()
+            }
+
+    def asked(self, window: str) -> None:
+        """Note a request that is made now."""
+        with self._lock:
+            if window in self._dealt:
+                self._dealt[window].made.append(monotonic())
+
     def closed_seconds(self, window: str) -> float:
         """How long `api` or `resolvers` stays closed; 0 where it is open."""
         with self._lock:
-            return max(self._closed.get(window, 0.0) - monotonic(), 0.0)
+            now = monotonic()
+            dealt = self._dealt.get(window)
+            used_up = dealt.closed_seconds(now) if dealt is not None else 0.0
+            return max(self._closed.get(window, 0.0) - now, used_up, 0.0)
+
+
+@dataclass
+class _Dealt:
+    """A share of a window, and when its requests were made."""
+
+    most: int
+    seconds: float
+    made: deque[float]
+
+    def closed_seconds(self, now: float) -> float:
+        """Until half of the share is free again, so that not all who wait for it wait for one place."""
+        while self.made and self.made[0] <= now - self.seconds:
+            self.made.popleft()
+        over = len(self.made) - self.most
+        return self.made[over + self.most // 2] + self.seconds - now if over >= 0 else 0.0
 
 
 _PACES: dict[tuple[str, str | None], Pace] = {}

@@ -22,7 +22,7 @@ from tensorport_hub.core.layout import OutFile, Part, frame, is_swapped
 from tensorport_hub.core.plan import Plan
 from tensorport_hub.core.recipe import Recipe
 from tensorport_hub.errors import TensorportError, VerificationError
-from tensorport_hub.ports import BytesWritten, Receipt, Report, Sink, Writer
+from tensorport_hub.ports import BytesWritten, Receipt, Report, Store, Writer
 
 
 class Output:
@@ -120,12 +120,12 @@ class Outputs:
     def __init__(
         self,
         plan: Plan,
-        sink: Sink,
+        store: Store,
         make: frozenset[int],
         expected: Mapping[int, Receipt],
         report: Report,
     ) -> None:
-        self._plan, self._sink, self._report = plan, sink, report
+        self._plan, self._store, self._report = plan, store, report
         self._make, self._expected = make, expected
         self._open: dict[int, Output] = {}
         self._lock = threading.Lock()
@@ -167,7 +167,7 @@ class Outputs:
         out = self._plan.outputs[file]
         if file in self._expected:
             return Output(self._plan, out, Comparison(self._expected[file]), None)
-        return Output(self._plan, out, self._sink.open(out.path, out.size), self._report)
+        return Output(self._plan, out, self._store.open(out.path, out.size), self._report)
 
     def parts_of(self, file: int) -> list[tuple[Part, int]]:
         """What a file is made of, in order, with the recipe whose output it takes."""

@@ -1,4 +1,4 @@
-"""Run what is left of a plan: walk the source files in lanes, write the parts in workers, collect receipts.
+"""Run what is left of a plan, or a share of it: walk source files in lanes, write their parts in workers.
 
 Order and progress: lanes take files in plan order; a lane gives a part to the workers when its first bytes
 are there. Workers take and open parts in the order in which they were given. A lane's blocks are only held by
@@ -10,24 +10,21 @@ stops everything, and is what `run` raises.
 Where files hold several tensors, one lane and one worker go through the parts in plan order, which is the
 order in such a file; parts that nothing feeds are given at their place. Only fetching is parallel then.
 
-What earlier runs of the plan finished comes from the journal, as far as the sink still holds it; what this
-one finishes is entered there.
+What is finished, and whether it is kept, is the `Ledger`'s; `carry_out` enters each file as it is finished.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from queue import SimpleQueue
 from typing import Any
 
-from tensorport_hub.core.decode.cast import Losses
 from tensorport_hub.core.decode.stacked import Member, Stacked, members
-from tensorport_hub.core.journal import Doubted, MadeFile, Progress, ReadFile, remaining
+from tensorport_hub.core.journal import Doubted, Entry, MadeFile, Progress, ReadFile, Remaining
 from tensorport_hub.core.layout import OutFile, Part
 from tensorport_hub.core.plan import Plan, WeightFile
 from tensorport_hub.core.schedule import Schedule
@@ -36,34 +33,23 @@ from tensorport_hub.engine.blocks import BlockPool, Room, StopFlag, Stopped
 from tensorport_hub.engine.budget import Allotment
 from tensorport_hub.engine.feed import PartRun, Streamed
 from tensorport_hub.engine.lane import Lane
+from tensorport_hub.engine.ledger import Ledger, Outcome, receipt_of
 from tensorport_hub.engine.outputs import Outputs
 from tensorport_hub.engine.part import Lost, PartWriter
 from tensorport_hub.engine.reader import Reader
 from tensorport_hub.engine.stacked import StackedRun
 from tensorport_hub.engine.tiled import Tiled
 from tensorport_hub.engine.witness import Witness
-from tensorport_hub.errors import TensorportError, VerificationError
-from tensorport_hub.ports import Event, Journal, Kept, Receipt, Report, Resumed, Sink, Source
+from tensorport_hub.errors import VerificationError
+from tensorport_hub.ports import Event, Journal, Receipt, Report, Sink, Source, Store
 
 logger = logging.getLogger("tensorport_hub")
 
 _GRACE = 3.0
 """Seconds that an interrupted run waits for its threads to let go."""
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a run made and learned.
-
-    Attributes:
-        receipts: one an output file, in plan order.
-        digests: source file -> sha256 where it was read whole, else None.
-        losses: recipe number -> what rounding cost, where it cost anything.
-    """
-
-    receipts: tuple[Receipt, ...]
-    digests: Mapping[str, str | None]
-    losses: Mapping[int, Losses]
+Enter = Callable[[Entry], None]
+"""Is told of what is finished."""
 
 
 def run(
@@ -84,7 +70,57 @@ def run(
     Raises:
         TensorportError: the first fault, by whose it is; every writer was finished or aborted.
     """
-    return _Run(plan, source, sink, journal, inherited, allotment, _safe(report)).run()
+    report = _safe(report)
+    ledger = Ledger(plan, sink, journal, inherited)
+    ledger.tell(report)
+    work = Work(plan, ledger.left, ledger.left.files, ledger.made.copy(), allotment)
+    carry_out(work, source, sink, ledger.enter, Witness(), StopFlag(), report)
+    return ledger.outcome()
+
+
+@dataclass(frozen=True)
+class Work:
+    """Source files to walk, and all that is made as they are walked.
+
+    Attributes:
+        left: what the run as a whole has to do: bytes that others read of these files are looked at, too.
+        files: those of its files that are walked.
+        made: what the sink holds of what is to be proven.
+    """
+
+    plan: Plan
+    left: Remaining
+    files: Sequence[WeightFile]
+    made: Mapping[int, MadeFile]
+    allotment: Allotment
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """In what order everything is read."""
+        given = self.allotment
+        return Schedule(self.plan, self.left, block=given.block, keep=given.keep, room=given.room)
+
+
+def carry_out(
+    work: Work,
+    source: Source,
+    store: Store,
+    enter: Enter,
+    witness: Witness,
+    stop: StopFlag,
+    report: Report,
+) -> None:
+    """Walk the files of `work` and write what is made of them; commit nothing.
+
+    Args:
+        enter: is told of everything that is finished, from any thread; what it raises ends the run.
+        witness: has seen, at the end, what was read beside the walks.
+        stop: whoever sets it ends the run.
+
+    Raises:
+        TensorportError: the first fault, by whose it is; every writer was finished or aborted.
+    """
+    _Run(work, source, store, enter, witness, stop, report).run()
 
 
 def _safe(report: Report) -> Report:
@@ -100,52 +136,42 @@ def _safe(report: Report) -> Report:
 class _Run:
     def __init__(
         self,
-        plan: Plan,
+        work: Work,
         source: Source,
-        sink: Sink,
-        journal: Journal,
-        inherited: Progress,
-        allotment: Allotment,
+        store: Store,
+        enter: Enter,
+        witness: Witness,
+        stop: StopFlag,
         report: Report,
     ) -> None:
-        self._plan, self._source, self._allotment, self._report = plan, source, allotment, report
-        self._journal = journal
-        self._stop = StopFlag()
-        self._held = _held(plan, sink, journal.progress)
-        self._kept = _held(plan, sink, inherited, beside=self._held)
-        self._digests = {**inherited.files, **journal.progress.files}
-        there = {**self._held, **self._kept}
-        self._left = remaining(plan, Progress(there, self._digests))
-        self._schedule = Schedule(
-            plan, self._left, block=allotment.block, keep=allotment.keep, room=allotment.room
-        )
+        plan, left = work.plan, work.left
+        self._plan, self._source, self._allotment, self._report = plan, source, work.allotment, report
+        self._enter, self._files = enter, work.files
+        self._witness, self._stop = witness, stop
+        self._schedule = work.schedule
         self._room = Room(self._schedule.room, self._stop)
-        self._witness = Witness()
-        self._reader = Reader(source, self._witness, allotment.block, self._stop, report)
-        expected = {index: _receipt(plan.outputs[index], there[index]) for index in self._left.prove}
-        self._outputs = Outputs(plan, sink, self._left.make, expected, report)
+        self._reader = Reader(source, self._witness, self._allotment.block, self._stop, report)
+        expected = {
+            index: receipt_of(plan.outputs[index], work.made[index])
+            for index in left.prove
+            if index in work.made
+        }
+        self._outputs = Outputs(plan, store, left.make, expected, report)
         self._writer = PartWriter(
             plan, self._reader, self._outputs, self._pull, self._done, self._stop, report
         )
-        workers, self._lanes = (1, 1) if plan.is_ordered else (allotment.workers, allotment.lanes)
+        workers, self._lanes = (1, 1) if plan.is_ordered else (work.allotment.workers, work.allotment.lanes)
         self._pools: SimpleQueue[BlockPool] = SimpleQueue()
         for _ in range(self._lanes):
-            self._pools.put(BlockPool(allotment.buffers, allotment.block, self._stop))
+            self._pools.put(BlockPool(work.allotment.buffers, work.allotment.block, self._stop))
         self._workers = ThreadPoolExecutor(workers, thread_name_prefix="part")
         self._writing: set[Future[None]] = set()
-        self._lock = threading.Lock()
-        self._doubted: set[int] = set()
 
-    def run(self) -> Outcome:
-        if self._held:
-            self._report(Resumed(*_count(self._held)))
-        if self._kept:
-            self._report(Kept(*_count(self._kept)))
-            self._held |= self._kept
+    def run(self) -> None:
         lanes = ThreadPoolExecutor(self._lanes, thread_name_prefix="lane")
         walks: list[Future[None]] = []
         try:
-            walks.extend(lanes.submit(self._walk, file) for file in self._left.files)
+            walks.extend(lanes.submit(self._walk, file) for file in self._files)
             for walk in walks:
                 walk.result()
             self._workers.shutdown(wait=True)
@@ -161,20 +187,6 @@ class _Run:
             self._workers.shutdown(wait=False, cancel_futures=bool(self._stop))
         if self._stop.error is not None:
             raise self._stop.error
-        receipts = tuple(_receipt(file, self._held[file.index]) for file in self._plan.outputs)
-        digests = {file.path: self._digests.get(file.path) for file in self._plan.files}
-        return Outcome(receipts, digests, self._losses())
-
-    def _losses(self) -> dict[int, Losses]:
-        """Recipe number -> what rounding cost, in the order of the plan; each format has lost the same."""
-        found: dict[int, Losses] = {}
-        for file in self._plan.outputs:
-            if file.format != self._plan.outputs[0].format:
-                break
-            for piece, lost in zip(file.pieces, self._held[file.index].lost, strict=False):
-                if any(lost):
-                    found.setdefault(piece.recipe, Losses()).add(Losses(*lost))
-        return dict(sorted(found.items()))
 
     def _walk(self, file: WeightFile) -> None:
         """Walk one file; a failure stops the run and is kept, so that the first one is raised."""
@@ -198,26 +210,17 @@ class _Run:
         try:
             sha256 = lane.run()
             if sha256 is not None:
-                with self._lock:
-                    self._digests[file.path] = sha256
-                self._journal.add(ReadFile(file.path, sha256))
+                self._enter(ReadFile(file.path, sha256))
         except BaseException as error:
-            made = {t.file for part in self._plan.parts if self._is_of(part, file) for t in part.targets}
-            self._fail(error, made)
+            self._fail(error, self._plan.made_of[file.path])
         finally:
             self._pools.put(pool)
-
-    def _is_of(self, part: Part, file: WeightFile) -> bool:
-        return any(tensor.file == file.path for tensor in self._plan.recipes[part.recipe].decoder.inputs)
 
     def _fail(self, error: BaseException, made: Collection[int]) -> None:
         """Stop the run; where bytes turned out to be wrong, the files that were made of them don't count."""
         self._stop.fail(error)
         if isinstance(error, VerificationError):
-            with self._lock:
-                self._doubted.update(made)
-            with suppress(TensorportError):
-                self._journal.add(Doubted(tuple(sorted(made))))
+            self._enter(Doubted(tuple(sorted(made))))
 
     def _make(self, parts: Sequence[Part], pulls: bool) -> list[PartRun]:
         """Parts that are fed together, or (`pulls`) by nobody, once there is room for all of them."""
@@ -271,29 +274,4 @@ class _Run:
             self._room.give(run.holds)
 
     def _done(self, file: OutFile, receipt: Receipt, lost: Lost) -> None:
-        made = MadeFile(file.index, receipt.size, receipt.sha256, lost)
-        with self._lock:
-            self._held[made.index] = made
-            if made.index in self._doubted:
-                return
-        self._journal.add(made)
-
-
-def _held(plan: Plan, sink: Sink, progress: Progress, *, beside: Collection[int] = ()) -> dict[int, MadeFile]:
-    """What the sink still holds of the files that an earlier run finished, but for those in `beside`."""
-    return {
-        file.index: made
-        for file in plan.outputs
-        if file.index not in beside
-        and (made := progress.made.get(file.index)) is not None
-        and made.size == file.size
-        and sink.has(_receipt(file, made))
-    }
-
-
-def _count(made: Mapping[int, MadeFile]) -> tuple[int, int]:
-    return len(made), sum(one.size for one in made.values())
-
-
-def _receipt(file: OutFile, made: MadeFile) -> Receipt:
-    return Receipt(file.path, made.size, made.sha256)
+        self._enter(MadeFile(file.index, receipt.size, receipt.sha256, lost))

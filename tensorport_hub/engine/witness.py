@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 import zlib
+from collections.abc import Collection, Mapping
 
 from tensorport_hub.core.decode.decoder import Bytes
 from tensorport_hub.core.strips import Strip
@@ -56,6 +57,16 @@ class Witness:
             raise VerificationError(
                 f"bytes {strip.start}:{strip.stop} of `{file}` were read otherwise before",
                 hint="nothing was published; the source or the way to it is damaged: run again",
+            )
+
+    def seen(self, wanted: Mapping[str, Collection[Strip]]) -> tuple[tuple[str, Strip, int], ...]:
+        """The CRC-32 of those of the `wanted` strips, by file, that are known."""
+        with self._lock:
+            return tuple(
+                (file, strip, self._known[file, strip])
+                for file, strips in wanted.items()
+                for strip in strips
+                if (file, strip) in self._known
             )
 
     def _agrees(self, file: str, strip: Strip, crc: int) -> bool:

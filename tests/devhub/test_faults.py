@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2
@@ -104,6 +105,16 @@ def test_stall_is_silent_and_then_goes_on(hub: DevHub, url: str) -> None:
         rest = b"".join(blocks)
     assert time.monotonic() - start >= 0.5
     assert rest == DATA[1000:]
+
+
+def test_slow_holds_each_answer_to_its_rate(hub: DevHub, url: str) -> None:
+    """Two answers at a time take no longer than one, and none comes faster than it may."""
+    rate = 4 * len(DATA)
+    hub.faults.add(Fault("slow", origin="cdn", times=None, rate=rate))
+    begun = time.monotonic()
+    with ThreadPoolExecutor(8) as readers:
+        assert [*readers.map(lambda _: httpx2.get(url).content, range(8))] == [DATA] * 8
+    assert len(DATA) / rate <= time.monotonic() - begun < 8 * len(DATA) / rate
 
 
 def test_stall_outlasts_a_clients_patience(hub: DevHub, url: str) -> None:

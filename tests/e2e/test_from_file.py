@@ -189,7 +189,7 @@ def test_every_option_of_mirror_is_a_key(write: Callable[[str], str]) -> None:
         for option in parameter.opts
         if option.startswith("--")
     }
-    process = {"from-file", "workers", "max-memory", "max-disk", "restart", "token", "json"}
+    process = {"from-file", "workers", "max-memory", "max-disk", "cluster", "restart", "token", "json"}
     process |= {"quiet", "verbose", "no-progress", "report"}
     assert set(batch.keys()) == command - process
 

@@ -14,10 +14,10 @@ from tensorport_hub.devhub import DevHub, Fault
 from tensorport_hub.edge import retry
 from tensorport_hub.edge.http import Http
 from tensorport_hub.edge.hub_client import HubClient
-from tensorport_hub.edge.hub_lfs import LfsSession
 from tensorport_hub.edge.hub_pulls import PullRequests
 from tensorport_hub.edge.hub_ref import HubRef
 from tensorport_hub.edge.hub_sink import HubSink
+from tensorport_hub.edge.hub_store import HubStore
 from tensorport_hub.edge.hub_xet import XetSession
 from tensorport_hub.edge.journal import Unkept
 from tensorport_hub.errors import DestinationError, LimitError
@@ -29,21 +29,21 @@ def open_sink(hub: DevHub, transfer: str, *, max_disk: int = 1 << 22, writers: i
     """A sink that publishes in one commit on `main` of `me/mirror`."""
     client = HubClient(endpoint=hub.endpoint, token=hub.token)
     client.create_repo("me/mirror", private=False)
-    http = Http(read_seconds=5)
-    transport = (
-        XetSession.offered(client, http, "me/mirror")
-        if transfer == "xet"
-        else LfsSession(client, http, "me/mirror", max_disk=max_disk, report=lambda event: None)
+    store = HubStore.of(
+        client,
+        "me/mirror",
+        transfer=transfer,
+        max_disk=max_disk,
+        writers=writers,
+        read_seconds=5,
+        report=lambda event: None,
     )
-    assert transport is not None
     return HubSink(
         client,
-        http,
         HubRef.of(client, "me/mirror", "main", lambda event: None),
         None,
-        transport=transport,
+        store=store,
         journal=Unkept(),
-        writers=writers,
         message="Mirror",
         offer=False,
         report=lambda event: None,

@@ -121,3 +121,36 @@ def test_the_other_window_stays_open(tmp_path: Path) -> None:
         read = retried(lambda: client.read_file("a/b", "config.json", commit), events.append)
         assert read == b"{}"
         assert not [e for e in events if isinstance(e, Waiting) and "rate limit" in e.reason]
+
+
+def test_a_share_of_a_window(now: list[float]) -> None:
+    """Past its share a process holds back until half of it is free again; other windows are not concerned."""
+    shared = Pace()
+    shared.deal({"api": (4, 300.0)})
+    for _ in range(4):
+        assert shared.closed_seconds("api") == 0
+        shared.asked("api")
+        shared.asked("resolvers")
+        now[0] += 10
+    assert shared.closed_seconds("api") == 300 - 20
+    assert shared.closed_seconds("resolvers") == 0
+    now[0] += 280
+    assert shared.closed_seconds("api") == 0
+    shared.deal({"api": (1, 300.0)})
+    assert shared.closed_seconds("api") == 10
+    shared.deal({})
+    assert shared.closed_seconds("api") == 0
+
+
+def test_a_client_keeps_to_its_share(hub: DevHub, now: list[float]) -> None:
+    """What is past it isn't sent; the error says for how long, and that it passes."""
+    hub.add_repo("a/b", {"config.json": b"{}"})
+    client = HubClient(endpoint=hub.endpoint, token=hub.token)
+    client.pace.deal({"api": (2, 60.0)})
+    for _ in range(2):
+        client.repo_state("a/b", None, SourceError)
+    hub.forget()
+    with pytest.raises(SourceError, match="rate limit `api`") as caught:
+        client.repo_state("a/b", None, SourceError)
+    assert (caught.value.transient, caught.value.retry_after) == (True, 60)
+    assert hub.seen == []
