@@ -16,11 +16,11 @@ def test_the_account_s_window_is_shared(
     home: Path, tmp_path: Path, machines: Machines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More requests than a window holds, by three workers at once, and the Hub has to refuse none."""
-    most = 80
+    most = 120
     with DevHub(tmp_path / "hub", "off", rate_limits={"api": most}, rate_window=2) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
         monkeypatch.setenv("HF_TOKEN", hub.token)
-        hub.add_repo("st/model", models.bf16(6, tensors=16, rows=20))
+        hub.add_repo("st/model", models.bf16(8, tensors=20, rows=20))
         mirror("st/model", "me/shared", cluster=machines.address)
         counted = [s for s in hub.seen if s.path.startswith("/api/") or ".git/" in s.path]
         assert len(counted) > most

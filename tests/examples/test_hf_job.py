@@ -96,6 +96,18 @@ def test_a_schedule(hub: DevHub, tmp_path: Path) -> None:
     assert "2 published" in done.stdout
 
 
+def test_a_cluster_inside_of_the_job(hub: DevHub, tmp_path: Path) -> None:
+    """The processes that do the work are the job's own."""
+    asked = ask(tmp_path, "--cluster", "local:2", "--package", "tensorport-hub[cluster]")
+    assert asked.returncode == 0, asked.stderr
+    [job] = hub.jobs
+    assert job.spec["environment"]["CLUSTER"] == "local:2"
+    done = carry_out(job, hub, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "2 mirrors: 2 published" in done.stdout
+    assert hub.token not in done.stdout + done.stderr
+
+
 def test_a_wrong_list_asks_for_nothing(hub: DevHub, tmp_path: Path) -> None:
     """It is told here; no job is asked for."""
     asked = ask(tmp_path, text='[[mirror]]\nsorce = "st/one"\n')
