@@ -61,6 +61,7 @@ class Dispatch:
         self._tries: list[_Try] = []
         self._running: set[int] = set()
         self._failed: dict[str, list[str]] = defaultdict(list)  # share -> where
+        self._read: set[str] = set()
         self._witness = Witness()
         if len(shares) == 1 and len(ledger.left.files) > 1:
             report(Warned("all files of this plan hang together: one worker walks them all"))
@@ -146,8 +147,10 @@ class Dispatch:
                 self._ledger.enter(item)
                 self._report(PartDone(receipt_of(self._plan.outputs[item.index], item)))
         elif isinstance(item, ReadFile):
-            self._ledger.enter(item)
-            self._report(FileVerified(item.path, item.sha256))
+            if item.path not in self._read:  # by a worker that went away before its last part was done
+                self._read.add(item.path)
+                self._ledger.enter(item)
+                self._report(FileVerified(item.path, item.sha256))
         elif isinstance(item, Doubted):
             self._ledger.enter(item)
         else:
