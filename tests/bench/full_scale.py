@@ -104,13 +104,13 @@ def mirrors(
     with served(name, digests=True) as hub:
         for layers in shares:
             include = [] if layers == shares[-1] else [f"model.layers.{i}.*" for i in range(layers)]
-            given = {"transfer": "lfs", "restart": True, "include": include, **options}
+            given = {"restart": True, "include": include, **options}
             yield f"mirror {name}, {layers} layers", run(hub, "mirror", given)
 
 
 def one_layer(name: str, layer: str, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     with served(name, digests=False) as hub:
-        given = {"transfer": "lfs", "include": [f"model.layers.{layer}.*"], "verify_source": "no"}
+        given = {"include": [f"model.layers.{layer}.*"], "verify_source": "no"}
         row = run(hub, "mirror", {**given, **_experts(name), **options})
     return f"mirror {name}, layer {layer}", row
 
@@ -140,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found: dict[str, dict[str, Any]] = {}
     if not chosen.json:
         print(f"{'':40}  tensors parameters G GB in  GB out   wall s    CPU s  peak MB requests")
-    options = {"max_memory": chosen.memory}
+    options = {"max_memory": chosen.memory, "transfer": "lfs"}
     rows: Iterable[tuple[str, dict[str, Any]]] = plans(chosen.plans, options)
     if chosen.mirror:
         layers = (one_layer(*which, options) for which in LAYERS)

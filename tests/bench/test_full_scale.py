@@ -32,7 +32,7 @@ def test_a_plan_of_the_full_size() -> None:
 
 def test_a_mirror_that_is_dropped() -> None:
     """A small share, then all: what comes in and goes out grows with it."""
-    rows = list(full_scale.mirrors("1000", (1, 5), {"workers": 2}))
+    rows = list(full_scale.mirrors("1000", (1, 5), {"workers": 2, "transfer": "lfs"}))
     (_, share), (_, whole) = rows
     assert (share["tensors"], whole["tensors"]) == (200, 1000)
     assert share["bytes_out"] * 5 == whole["bytes_out"] == 1000 * (64 * 64 * 2 + 128)
