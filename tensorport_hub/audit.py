@@ -137,7 +137,7 @@ class Audit:
         for start in range(0, entry.size, _BLOCK):
             buffer = memoryview(bytearray(min(_BLOCK, entry.size - start)))
             try:
-                _theirs(lambda at=start, into=buffer: self._there.read_into(entry.path, at, into))  # type: ignore[misc]
+                _theirs(lambda at=start, into=buffer: self._there.read_into(entry.path, at, into))  # type: ignore[misc] # a lambda with defaults
             except DestinationError as error:
                 if error.transient:
                     raise

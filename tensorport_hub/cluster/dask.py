@@ -52,7 +52,7 @@ def check_address(text: str) -> None:
     if not _LOCAL.fullmatch(text) and not _REMOTE.fullmatch(text):
         raise UseError(f"`{text}` is no cluster: expected `tcp://host:port`, `tls://host:port` or `local:N`")
     try:
-        import distributed  # noqa: F401
+        import distributed  # noqa: F401 (only whether it is there)
     except ImportError:
         raise UseError(
             "`--cluster` needs Dask", hint="install it: `pip install 'tensorport-hub[cluster]'`"

@@ -118,17 +118,20 @@ def _widen(values: Dense) -> npt.NDArray[np.float32]:
 
 
 def _widen_half(values: Dense) -> npt.NDArray[np.float32]:
-    """A float16's exponent and mantissa, moved to a float32's place, are the value times 2^-112, subnormal
-    ones too: several times quicker than numpy's own way. What had the largest exponent is infinite, or NaN.
+    """A normal float16's bits moved to a float32's place, by integers: several times quicker than numpy's own
+    way, which the rest (0, subnormal, infinite, NaN) takes. No float is touched that a processor might flush.
     """
-    wide = values.view(np.int16).astype(np.int32).view(np.uint32)  # two copies of the sign
+    exponents = values.view(np.uint16) & np.uint16(0x7C00)
+    exponents -= np.uint16(0x0400)  # 0 wraps around
+    where = np.flatnonzero(exponents >= 0x7800)
+    if where.size > values.size // 8:
+        return values.astype(np.float32)
+    wide = values.view(np.int16).astype(np.int32).view(np.uint32)  # the sign fills the upper half
     np.left_shift(wide, np.uint32(13), out=wide)
     np.bitwise_and(wide, np.uint32(0x8FFFE000), out=wide)
+    np.add(wide, np.uint32(112 << 23), out=wide)
     found = wide.view(np.float32)
-    np.multiply(found, np.float32(2.0**112), out=found)
-    if max(found.max(initial=0), -found.min(initial=0)) >= 65536:
-        where = np.flatnonzero(np.abs(found) >= 65536)
-        found[where] = values[where].astype(np.float32)
+    found[where] = values[where].astype(np.float32)
     return found
 
 

@@ -103,6 +103,15 @@ def test_every_code_is_rounded_by_the_definition(source, target):
     check(codes.view(kind), [meaning(source, int(code)) for code in codes], source, target)
 
 
+@pytest.mark.parametrize("target", ["F32", "BF16"])
+@pytest.mark.parametrize("exponent", [0, 31])
+def test_float16_without_normal_numbers(target, exponent):
+    """Zeros and subnormal numbers alone, or infinities and NaNs alone, come out as among others."""
+    codes = np.arange(1 << 16, dtype=np.uint16)
+    codes = codes[codes >> 10 & 31 == exponent]
+    check(codes.view(np.float16), [meaning("F16", int(code)) for code in codes], "F16", target)
+
+
 def test_bfloat16_widens_bit_by_bit():
     """All 65,536 bfloat16 codes become float32 by appending zeros: NaN payloads and signs stay."""
     codes = np.arange(1 << 16, dtype=np.uint16)
