@@ -13,7 +13,6 @@ float64 goes to bfloat16 by way of a float32 that is rounded to odd, which makes
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ import numpy.typing as npt
 
 from tensorport_hub.core.decode.bits import float8, look_up
 from tensorport_hub.core.decode.decoder import Dense
-from tensorport_hub.core.decode.ordinary import PRESCALE, narrow
+from tensorport_hub.core.decode.half import PIECE, to_float, to_half
 from tensorport_hub.core.tensor import DTYPES, DType
 
 
@@ -47,9 +46,6 @@ class _Bits:
     nan: int
 
 
-_SMALLEST_HALF, _LARGEST_HALF = 0x38800000, 0x477FF000
-"""float32 codes of 2^-14, the smallest normal float16, and of 65520, which is rounded to an infinity."""
-
 _BITS = {
     "F16": _Bits(np.uint16, 0x7FFF, 0x7C00, 0x7E00),
     "BF16": _Bits(np.uint16, 0x7FFF, 0x7F80, 0x7FC0),
@@ -67,12 +63,9 @@ def cast(values: Dense, source: DType, target: DType, *, saturate: bool = False)
         return values, Losses()
     if source.name == "BF16":
         wide = _widen(values)
-        if target.name == "F32":
-            return wide, Losses()
-        out = look_up(_halves(), values.view(np.uint16)).view(np.float16)
-        return out, _settle(wide, out, target, saturate)
+        return (wide, Losses()) if target.name == "F32" else _to_float16(wide, saturate)
     if source.name == "F16":
-        wide = _widen_half(values)
+        wide = to_float(values)
         if target.name == "F32":
             canonical_nans(wide, target)
             return wide, Losses()
@@ -84,23 +77,17 @@ def cast(values: Dense, source: DType, target: DType, *, saturate: bool = False)
 
 
 def _to_float16(exact: npt.NDArray[np.float32], saturate: bool) -> tuple[Dense, Losses]:
-    """The quick way for what is 0 or normal in float16, numpy's for the rest, if that is little."""
-    where = _extreme_halves(exact)
-    if where.size > exact.size // 8:
-        return _round(exact, DTYPES["F16"], saturate)
-    with np.errstate(under="ignore", invalid="ignore"):
-        out, losses = narrow(exact * PRESCALE["F16"], DTYPES["F16"]), Losses()
-    if where.size:
-        out[where], losses = _round(exact[where], DTYPES["F16"], saturate)
+    """Piece by piece, the quick way; numpy's where one overflows or is no number."""
+    out, losses = np.empty(exact.size, np.float16), Losses()
+    for start in range(0, exact.size, PIECE):
+        piece, room = exact[start : start + PIECE], out[start : start + PIECE]
+        underflow = to_half(piece, room)
+        if underflow is None:
+            room[:], cost = _round(piece, DTYPES["F16"], saturate)
+            losses.add(cost)
+        else:
+            losses.underflow += underflow
     return out, losses
-
-
-def _extreme_halves(exact: npt.NDArray[np.float32]) -> npt.NDArray[np.intp]:
-    """Where a value is neither 0 nor normal in float16."""
-    magnitude = exact.view(np.uint32) & np.uint32(0x7FFFFFFF)
-    large = magnitude.max(initial=0) >= _LARGEST_HALF and magnitude >= np.uint32(_LARGEST_HALF)
-    magnitude -= np.uint32(1)  # 0 wraps around
-    return np.flatnonzero((magnitude < np.uint32(_SMALLEST_HALF - 1)) | large)
 
 
 def _round(exact: Dense, target: DType, saturate: bool) -> tuple[Dense, Losses]:
@@ -115,32 +102,6 @@ def _widen(values: Dense) -> npt.NDArray[np.float32]:
     wide = values.view(np.uint16).astype(np.uint32)
     np.left_shift(wide, np.uint32(16), out=wide)
     return wide.view(np.float32)
-
-
-def _widen_half(values: Dense) -> npt.NDArray[np.float32]:
-    """A normal float16's bits moved to a float32's place, by integers: several times quicker than numpy's own
-    way, which the rest (0, subnormal, infinite, NaN) takes. No float is touched that a processor might flush.
-    """
-    exponents = values.view(np.uint16) & np.uint16(0x7C00)
-    exponents -= np.uint16(0x0400)  # 0 wraps around
-    where = np.flatnonzero(exponents >= 0x7800)
-    if where.size > values.size // 8:
-        return values.astype(np.float32)
-    wide = values.view(np.int16).astype(np.int32).view(np.uint32)  # the sign fills the upper half
-    np.left_shift(wide, np.uint32(13), out=wide)
-    np.bitwise_and(wide, np.uint32(0x8FFFE000), out=wide)
-    np.add(wide, np.uint32(112 << 23), out=wide)
-    found = wide.view(np.float32)
-    found[where] = values[where].astype(np.float32)
-    return found
-
-
-@cache
-def _halves() -> npt.NDArray[np.uint16]:
-    """[bfloat16 code] -> float16 code."""
-    every = np.arange(1 << 16, dtype=np.uint32) << np.uint32(16)
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        return every.view(np.float32).astype(np.float16).view(np.uint16)
 
 
 def _exact(values: Dense, source: DType, target: DType) -> npt.NDArray[np.floating[Any]]:

@@ -1,0 +1,74 @@
+"""float32 to and from float16 by vector instructions: numpy's own conversions take the values one by one.
+
+To round, a value's magnitude times 2^-13 is added to 2^e, e being its exponent, but at least -14, below which
+float16 is evenly spaced. The sum has room for ten bits of the value's significand, as float16 has, so the
+addition rounds them to nearest, ties to even: they are the lowest bits of the sum, which has the exponent as
+well. The last value of a binade may round up into the next one: then a carry into the exponent does it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Halves = npt.NDArray[np.float16]
+Floats = npt.NDArray[np.float32]
+
+PIECE = 1 << 15
+"""Values that `to_half` takes: what is between its steps stays in the cache."""
+_MAGNITUDE, _EXPONENT = np.uint32(0x7FFFFFFF), np.uint32(0x7F800000)
+_LEAST = np.full(PIECE, (127 - 14) << 23, np.uint32)
+"""2^-14, the smallest normal float16; an array, since numpy's `maximum` with a scalar is several times slower."""
+_TOO_LARGE = 0x477FF000
+"""65520, which is rounded to an infinity."""
+_BIAS = np.uint16((15 - 127 - 1 << 10) % (1 << 16))
+"""From float32's exponent to float16's, where a significand brings a 1 above its ten bits."""
+
+
+def to_half(values: Floats, out: Halves) -> int | None:
+    """Round at most `PIECE` 1-D values to float16.
+
+    Returns:
+        How many that are not 0 became 0; None, and `out` is not touched, if one overflows or is no number.
+    """
+    bits, codes = values.view(np.uint32), out.view(np.uint16)
+    sums = bits & _MAGNITUDE
+    if sums.max(initial=0) >= _TOO_LARGE:
+        return None
+    words = sums & _EXPONENT
+    np.maximum(words, _LEAST[: words.size], out=words)
+    scaled = sums.view(np.float32)
+    np.multiply(scaled, np.float32(2**-13), out=scaled)
+    np.add(scaled, words.view(np.float32), out=scaled)
+    np.right_shift(sums, np.uint32(13), out=words)
+    np.add(words, sums, out=words)
+    np.copyto(codes, words, casting="unsafe")
+    codes += _BIAS
+    underflow = 0
+    if codes.min(initial=1) == 0:
+        underflow = int(np.count_nonzero(bits & _MAGNITUDE) - np.count_nonzero(codes))
+    np.right_shift(bits, np.uint32(16), out=words)
+    signs = words.astype(np.uint16)
+    signs &= np.uint16(1 << 15)
+    codes |= signs
+    return underflow
+
+
+def to_float(values: Halves) -> Floats:
+    """1-D values widened.
+
+    A normal float16's bits are moved to a float32's place; numpy takes the rest (0, subnormal, infinite,
+    NaN). No float is touched that a processor might flush.
+    """
+    exponents = values.view(np.uint16) & np.uint16(0x7C00)
+    exponents -= np.uint16(0x0400)  # 0 wraps around
+    where = np.flatnonzero(exponents >= 0x7800)
+    if where.size > values.size // 8:
+        return values.astype(np.float32)
+    wide = values.view(np.int16).astype(np.int32).view(np.uint32)  # the sign fills the upper half
+    np.left_shift(wide, np.uint32(13), out=wide)
+    np.bitwise_and(wide, np.uint32(0x8FFFE000), out=wide)
+    np.add(wide, np.uint32(112 << 23), out=wide)
+    found = wide.view(np.float32)
+    found[where] = values[where].astype(np.float32)
+    return found
