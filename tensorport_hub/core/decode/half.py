@@ -18,7 +18,7 @@ PIECE = 1 << 15
 """Values that `to_half` takes: what is between its steps stays in the cache."""
 _MAGNITUDE, _EXPONENT = np.uint32(0x7FFFFFFF), np.uint32(0x7F800000)
 _LEAST = np.full(PIECE, (127 - 14) << 23, np.uint32)
-"""2^-14, the smallest normal float16; an array, since numpy's `maximum` with a scalar is several times slower."""
+"""2^-14, the smallest normal float16; an array, since `maximum` with a scalar is several times slower."""
 _TOO_LARGE = 0x477FF000
 """65520, which is rounded to an infinity."""
 _BIAS = np.uint16((15 - 127 - 1 << 10) % (1 << 16))
