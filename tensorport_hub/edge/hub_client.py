@@ -137,22 +137,30 @@ class HubClient:
             DestinationError,
         )
 
-    def lfs_batch(self, repo_id: str, receipt: Receipt) -> LfsUpload | None:
-        """How to upload an object; None where the Hub has it already."""
-        info = UploadInfo(size=receipt.size, sample=b"", sha256=bytes.fromhex(receipt.sha256))
+    def lfs_batch(
+        self, repo_id: str, receipts: Sequence[Receipt]
+    ) -> dict[str, LfsUpload | DestinationError | None]:
+        """By sha256, how to upload an object; None where the Hub has it already, or why it refuses it."""
+        paths = {receipt.sha256: receipt.path for receipt in receipts}
+        infos = {receipt.sha256: _upload_info(receipt) for receipt in receipts}
 
-        def ask(api: HfApi) -> LfsUpload | None:
+        def ask(api: HfApi) -> dict[str, LfsUpload | DestinationError | None]:
             objects, errors, _ = post_lfs_batch_info(
-                [info], None, "model", repo_id, endpoint=self.endpoint, headers=self.headers()
+                infos.values(), None, "model", repo_id, endpoint=self.endpoint, headers=self.headers()
             )
-            if errors:
-                said = shorten(errors[0]["error"].get("message"))
-                raise DestinationError(f"`{receipt.path}` is refused by the LFS server: {said}")
-            if [one["oid"] for one in objects] != [receipt.sha256]:
-                raise ValueError("it is not about the object that was asked for")
-            return upload_of(objects[0].get("actions") or {})
+            answers: dict[str, LfsUpload | DestinationError | None] = {}
+            for one in objects:
+                answers[one["oid"]] = upload_of(one.get("actions") or {})
+            for one in errors:
+                said = shorten(one["error"].get("message"))
+                refused = f"`{paths[one['oid']]}` is refused by the LFS server: {said}"
+                answers[one["oid"]] = DestinationError(refused)
+            if answers.keys() != paths.keys():
+                raise ValueError("it is not about the objects that were asked for")
+            return answers
 
-        return self.call(ask, f"upload of `{receipt.path}`")
+        more = f" and {len(receipts) - 1} more" if len(receipts) > 1 else ""
+        return self.call(ask, f"upload of `{receipts[0].path}`{more}")
 
     def lfs_paths(self, repo_id: str, files: Sequence[tuple[str, bytes]]) -> frozenset[str]:
         """Which of these files the Hub stores as LFS: by its attributes, or as large or binary."""
@@ -309,10 +317,14 @@ def _refused(error: HfHubHTTPError, what: str, refusal: Refusal) -> TensorportEr
     return made
 
 
+def _upload_info(receipt: Receipt) -> UploadInfo:
+    return UploadInfo(size=receipt.size, sample=b"", sha256=bytes.fromhex(receipt.sha256))
+
+
 def _uploaded(receipt: Receipt) -> CommitOperationAdd:
     """A commit entry for content that is already in the Hub's storage."""
     operation = CommitOperationAdd(receipt.path, b"")
-    operation.upload_info = UploadInfo(size=receipt.size, sample=b"", sha256=bytes.fromhex(receipt.sha256))
+    operation.upload_info = _upload_info(receipt)
     operation._upload_mode = "lfs"
     operation._should_ignore = False
     operation._is_uploaded = True

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from tensorport_hub.edge.http import Http, failure
 from tensorport_hub.edge.hub_answers import LfsUpload
+from tensorport_hub.edge.hub_batch import LfsBatch
 from tensorport_hub.edge.hub_client import HubClient
 from tensorport_hub.edge.retry import retried
 from tensorport_hub.edge.staging import Spool, Staging
@@ -32,7 +33,8 @@ class LfsSession:
     """Uploads to one repository's LFS storage, with at most `max_disk` bytes spooled."""
 
     def __init__(self, client: HubClient, http: Http, repo_id: str, *, max_disk: int, report: Report) -> None:
-        self.client, self.http, self.repo_id, self.report = client, http, repo_id, report
+        self.client, self.http, self.report = client, http, report
+        self.batch = LfsBatch(client, repo_id)
         self._staging = Staging(
             max_disk=max_disk,
             otherwise="raise `--max-disk`, lower `--shard-size`, or use `--transfer xet`: it stages nothing",
@@ -73,9 +75,7 @@ class LfsSpool(Spool):
 
     def _upload(self, receipt: Receipt) -> None:
         session = self._session
-        upload = retried(
-            lambda: session.client.lfs_batch(session.repo_id, receipt), session.report, session.closed
-        )
+        upload = retried(lambda: session.batch.ask(receipt), session.report, session.closed)
         if upload is not None:
             self._send(receipt, upload)
 

@@ -30,7 +30,10 @@ MODEL = {**tiny_gpt_oss(), "LICENSE": b"words", "tokenizer.json": b"{}"}
     ],
 )
 def test_requests_are_those_of_a_run(hub: DevHub, options: dict[str, object]) -> None:
-    """A run asks as often as was said, or somewhat less; files and commits are as many as were said."""
+    """A run asks as often as was said, or somewhat less; files and commits are as many as were said.
+
+    By LFS, files that end at the same time are asked for in one request.
+    """
     hub.add_repo(SOURCE, MODEL)
     seen = plan(SOURCE, "me/tiny", **options).forecast
     assert seen is not None
@@ -39,7 +42,7 @@ def test_requests_are_those_of_a_run(hub: DevHub, options: dict[str, object]) ->
     done = [request for request in hub.seen if request.origin == "hub"]
     counted = Counter(Limits.kind(request.path) for request in done)
     for kind in ("api", "resolvers"):
-        assert 0.8 * seen.requests[kind] <= counted[kind] <= seen.requests[kind], (kind, counted)
+        assert 0.7 * seen.requests[kind] <= counted[kind] <= seen.requests[kind], (kind, counted)
     commits = sum(request.method == "POST" and "/commit/" in request.path for request in done)
     commits += sum(request.path.endswith("/merge") for request in done)
     assert 0.5 * seen.requests["commits"] <= commits <= seen.requests["commits"]
