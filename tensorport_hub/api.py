@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tensorport_hub import asked, pages
 from tensorport_hub.audit import Audit
 from tensorport_hub.cluster.run import check_cluster, crew_of, run_shared
-from tensorport_hub.core.journal import Progress
+from tensorport_hub.core.progress import Progress
 from tensorport_hub.destination import Opened
 from tensorport_hub.edge.local import parse_folder
 from tensorport_hub.edge.page import Page

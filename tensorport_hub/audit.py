@@ -21,15 +21,15 @@ from typing import Self, TypeVar
 from tensorport_hub.contents import small_files, whole_manifest
 from tensorport_hub.core import card, manifest, proof
 from tensorport_hub.core.decode.cast import Losses
+from tensorport_hub.core.demand import demand
 from tensorport_hub.core.digest import SourceFile, blob_oid
-from tensorport_hub.core.journal import Progress
 from tensorport_hub.core.layout import OutFile, frame
 from tensorport_hub.core.location import FolderLocation, GitLocation, parse_destination
 from tensorport_hub.core.manifest import FileEntry
 from tensorport_hub.core.mirror import Mirror
 from tensorport_hub.core.mirror import read as read_mirror
+from tensorport_hub.core.progress import Progress
 from tensorport_hub.core.proof import Fault
-from tensorport_hub.core.tiles import demand
 from tensorport_hub.edge.git_source import GitSource
 from tensorport_hub.edge.hub_client import HubClient
 from tensorport_hub.edge.hub_source import HubSource

@@ -13,9 +13,9 @@ from typing import Protocol
 
 from tensorport_hub.core import manifest, mirror, proof, resync
 from tensorport_hub.core.digest import SourceFile
-from tensorport_hub.core.journal import Progress
 from tensorport_hub.core.mirror import Mirror
 from tensorport_hub.core.plan import Plan
+from tensorport_hub.core.progress import Progress
 from tensorport_hub.edge.local_sink import LocalSink, check_folder, listing
 from tensorport_hub.errors import TensorportError, UseError
 from tensorport_hub.ports import Journal, Published, Sink

@@ -8,9 +8,9 @@ from contextlib import ExitStack
 
 from tensorport_hub.core import manifest, proof, resync
 from tensorport_hub.core.digest import parse_pointer, pointer_oid
-from tensorport_hub.core.journal import Progress
 from tensorport_hub.core.mirror import Mirror
 from tensorport_hub.core.plan import Plan
+from tensorport_hub.core.progress import Progress
 from tensorport_hub.core.tensor import shorten
 from tensorport_hub.destination import Opened, Publication, readable
 from tensorport_hub.edge.git import Git

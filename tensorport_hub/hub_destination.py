@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 from tensorport_hub.core import manifest, proof, resync
-from tensorport_hub.core.journal import Progress
 from tensorport_hub.core.mirror import Mirror
 from tensorport_hub.core.plan import Plan
+from tensorport_hub.core.progress import Progress
 from tensorport_hub.core.tensor import shorten
 from tensorport_hub.destination import Opened, Publication, readable, whole
 from tensorport_hub.edge.hub_answers import RepoState

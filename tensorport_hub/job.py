@@ -15,8 +15,8 @@ from functools import cached_property
 from tensorport_hub.contents import small_files, small_paths, whole_manifest
 from tensorport_hub.core import manifest
 from tensorport_hub.core.card_snippets import PICKLE_WARNING
+from tensorport_hub.core.demand import demand
 from tensorport_hub.core.encode.jax_pickle import JAX_PICKLE
-from tensorport_hub.core.journal import remaining
 from tensorport_hub.core.location import (
     FolderLocation,
     GitLocation,
@@ -26,11 +26,11 @@ from tensorport_hub.core.location import (
 )
 from tensorport_hub.core.mirror import Mirror
 from tensorport_hub.core.plan import Options, Plan
+from tensorport_hub.core.progress import remaining
 from tensorport_hub.core.schedule import Schedule
 from tensorport_hub.core.shares import share_out
 from tensorport_hub.core.size import parse_size
 from tensorport_hub.core.tensor import shorten
-from tensorport_hub.core.tiles import demand
 from tensorport_hub.destination import Destination, FolderDestination, Opened, Publication
 from tensorport_hub.edge.git import require_git
 from tensorport_hub.edge.hub_source import HubSource

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tensorport_hub.core.digest import SourceFile
-from tensorport_hub.core.journal import Entry, Progress
+from tensorport_hub.core.progress import Entry, Progress
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,6 @@ from typing import Any
 from tensorport_hub.core.card import read_front_matter
 from tensorport_hub.core.detect import CONFIG_FILES, Checkpoint, is_fact, logical_name
 from tensorport_hub.core.digest import SourceFile, blob_oid, parse_pointer
-from tensorport_hub.core.plan import WeightFile
 from tensorport_hub.core.ranges import coalesce
 from tensorport_hub.core.safetensors import (
     FIRST_READ,
@@ -25,10 +24,9 @@ from tensorport_hub.core.safetensors import (
     header_stop,
     parse_header,
     parse_index,
-    shorten,
 )
 from tensorport_hub.core.selection import Selection, carried_name, select
-from tensorport_hub.core.tensor import TensorSpec
+from tensorport_hub.core.tensor import TensorSpec, shorten
 from tensorport_hub.errors import CheckpointError, SourceError, UseError, VerificationError, gather
 from tensorport_hub.ports import Report, Source, Warned
 
@@ -66,7 +64,7 @@ class Survey:
 
     repo: str | None
     revision: str
-    files: tuple[WeightFile, ...]
+    files: tuple[SourceFile, ...]
     checkpoint: Checkpoint
     skipped: Mapping[str, str]
     partial: tuple[str, ...]
@@ -108,8 +106,6 @@ def survey(
     for path in chosen.passed_over:
         report(Warned(f"`{path}` is left out: another file is the model; see `--allow-patterns`"))
     wanted = _filtered(tensors, include, exclude, skipped)
-    starts = {header.file: header.data_start for header in headers}
-    weights = tuple(WeightFile(f.path, f.size, f.sha256, f.git_oid, starts[f.path]) for f in files)
     by_path = {f.path: f for f in source.files}
     prefix = f"{subfolder.strip('/')}/" if subfolder else ""
     readme = by_path.get(f"{prefix}README.md") or by_path.get("README.md")
@@ -131,8 +127,8 @@ def survey(
     )
     return Survey(
         source.repo,
-        source.commit or _digest(headers, weights),
-        weights,
+        source.commit or _digest(headers, files),
+        tuple(files),
         checkpoint,
         skipped,
         tuple(sorted({header.file for header in headers if any(t.name in skipped for t in header.tensors)})),
@@ -300,7 +296,7 @@ def _config(data: str, path: str) -> Mapping[str, Any]:
     return value
 
 
-def _digest(headers: Sequence[Header], files: Sequence[WeightFile]) -> str:
+def _digest(headers: Sequence[Header], files: Sequence[SourceFile]) -> str:
     """A stand-in for the commit that a folder lacks: 40 hex digits over names, sizes and headers."""
     digest = hashlib.sha256()
     for header, file in zip(headers, files, strict=True):

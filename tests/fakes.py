@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tensorport_hub.core.digest import SourceFile
-from tensorport_hub.core.journal import Entry, Progress, Remaining, gathered, remaining
 from tensorport_hub.core.plan import Plan
+from tensorport_hub.core.progress import Entry, Progress, Remaining, gathered, remaining
 from tensorport_hub.errors import DestinationError, SourceError
 from tensorport_hub.ports import Published, Receipt, Sink, Source, Writer
 

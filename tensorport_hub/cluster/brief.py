@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeVar
 
-from tensorport_hub.core.journal import Entry, MadeFile
 from tensorport_hub.core.plan import Plan, dumps
+from tensorport_hub.core.progress import Entry, MadeFile
 from tensorport_hub.core.strips import Strip
 from tensorport_hub.job import Job, Limits
 from tensorport_hub.ports import Event

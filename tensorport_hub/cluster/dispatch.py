@@ -16,8 +16,8 @@ from time import monotonic
 from tensorport_hub.cluster.brief import Assignment, Ended, Item, Told
 from tensorport_hub.cluster.crew import Crew, Failed, Lost
 from tensorport_hub.core.forecast import Window
-from tensorport_hub.core.journal import Doubted, MadeFile, ReadFile
 from tensorport_hub.core.plan import Plan
+from tensorport_hub.core.progress import Doubted, MadeFile, ReadFile
 from tensorport_hub.core.shares import Share, share_out
 from tensorport_hub.engine.ledger import Ledger, receipt_of
 from tensorport_hub.engine.witness import Witness

@@ -12,8 +12,8 @@ from tensorport_hub.cluster.crew import Crew, ExecutorCrew
 from tensorport_hub.cluster.dask import DaskCrew, check_address
 from tensorport_hub.cluster.dispatch import Dispatch
 from tensorport_hub.cluster.worker import Secret
-from tensorport_hub.core.journal import Progress, remaining
 from tensorport_hub.core.location import HubLocation, parse_destination
+from tensorport_hub.core.progress import Progress, remaining
 from tensorport_hub.core.shares import share_out
 from tensorport_hub.destination import Opened
 from tensorport_hub.edge.hub_windows import windows

@@ -17,7 +17,7 @@ from typing import Self
 from tensorport_hub import __version__
 from tensorport_hub.cluster.brief import Assignment, Brief, Ended, Item, Told
 from tensorport_hub.cluster.worker import other_version
-from tensorport_hub.core.journal import Entry, Progress, remaining
+from tensorport_hub.core.progress import Entry, Progress, remaining
 from tensorport_hub.edge.hub_client import HubClient
 from tensorport_hub.edge.hub_source import HubSource
 from tensorport_hub.edge.hub_store import HubStore

@@ -19,7 +19,7 @@ from typing import Any
 
 from tensorport_hub.core.decode.stacked import Stacked
 from tensorport_hub.core.recipe import Recipe
-from tensorport_hub.core.safetensors import shorten
+from tensorport_hub.core.tensor import shorten
 from tensorport_hub.errors import CheckpointError, gather
 
 _ONE = re.compile(r"(?P<stem>.+\.experts)\.(?P<number>0|[1-9]\d{0,5})\.(?P<rest>.+)", re.DOTALL)

@@ -66,11 +66,6 @@ class Selection:
     finish: tuple[Any, ...]
 
 
-def whole(shape: Sequence[int]) -> Axes:
-    """Everything."""
-    return tuple(Axis(0, 1, length) for length in shape)
-
-
 def block_shape(axes: Axes) -> tuple[int, ...]:
     """Shape of a block, before numpy drops and adds axes."""
     return tuple(axis.count for axis in axes)

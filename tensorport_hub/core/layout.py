@@ -24,7 +24,7 @@ from tensorport_hub.core.encode.table import DEFAULT, ENCODINGS
 from tensorport_hub.core.filenames import stems
 from tensorport_hub.core.ranges import Range
 from tensorport_hub.core.recipe import Recipe
-from tensorport_hub.core.safetensors import shorten
+from tensorport_hub.core.tensor import shorten
 from tensorport_hub.errors import LimitError, gather
 
 SHARD_FILES = 4096

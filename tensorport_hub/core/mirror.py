@@ -17,11 +17,12 @@ from typing import Any
 from tensorport_hub.core import manifest, stated
 from tensorport_hub.core.decode.stacked import Stacked
 from tensorport_hub.core.decode.table import SCHEMES, bind
+from tensorport_hub.core.digest import SourceFile
 from tensorport_hub.core.encode.table import DEFAULT, ENCODINGS
 from tensorport_hub.core.filenames import is_inside
 from tensorport_hub.core.manifest import FileEntry
 from tensorport_hub.core.places import about, files_of, places_of
-from tensorport_hub.core.plan import CHOICES, Options, Plan, WeightFile
+from tensorport_hub.core.plan import CHOICES, Options, Plan
 from tensorport_hub.core.recipe import Recipe
 from tensorport_hub.core.tensor import TensorSpec, shorten
 from tensorport_hub.errors import TensorportError, VerificationError
@@ -145,8 +146,8 @@ def _place_in_source(recipe: Recipe, numbers: Mapping[str, int]) -> tuple[int, i
 
 def _source_files(
     source: Mapping[str, Any],
-) -> tuple[list[WeightFile], dict[str, str | None], dict[str, str]]:
-    found: list[WeightFile] = []
+) -> tuple[list[SourceFile], dict[str, str | None], dict[str, str]]:
+    found: list[SourceFile] = []
     digests: dict[str, str | None] = {}
     verified: dict[str, str] = {}
     for value in stated.list_(source.get("files"), "source.files"):
@@ -160,7 +161,7 @@ def _source_files(
             raise stated.wrong(
                 f"source file `{shorten(path)}`", "one entry with `whole`, `ranges` or `no`", how
             )
-        found.append(WeightFile(path, stated.size(entry.get("size"), "source.files"), sha256))
+        found.append(SourceFile(path, stated.size(entry.get("size"), "source.files"), sha256))
         digests[path], verified[path] = sha256, how
     return found, digests, verified
 
@@ -187,7 +188,7 @@ def _listed(text: Mapping[str, Any]) -> dict[str, FileEntry]:
     return found
 
 
-def _recipe(name: str, value: Mapping[str, Any], files: Sequence[WeightFile]) -> Recipe:
+def _recipe(name: str, value: Mapping[str, Any], files: Sequence[SourceFile]) -> Recipe:
     where = about(name)
     inputs = [
         _input(stated.object_(one, where), files, where)
@@ -216,7 +217,7 @@ def _every(value: Any, shape: Sequence[int], where: str) -> tuple[int, int]:
     return first, step
 
 
-def _input(value: Mapping[str, Any], files: Sequence[WeightFile], where: str) -> TensorSpec:
+def _input(value: Mapping[str, Any], files: Sequence[SourceFile], where: str) -> TensorSpec:
     start, stop = stated.size(value.get("start"), where), stated.size(value.get("stop"), where)
     number = stated.size(value.get("file"), where)
     name = stated.string(value.get("tensor"), where)

@@ -59,13 +59,6 @@ class Options:
 
 
 @dataclass(frozen=True)
-class WeightFile(SourceFile):
-    """A file that tensors come from; its data begins at byte `data_start`."""
-
-    data_start: int = 0
-
-
-@dataclass(frozen=True)
 class Plan:
     """Source state, ordered recipes and output files, and the options that made them.
 
@@ -80,7 +73,7 @@ class Plan:
 
     repo: str | None
     commit: str
-    files: tuple[WeightFile, ...]
+    files: tuple[SourceFile, ...]
     recipes: tuple[Recipe, ...]
     outputs: tuple[OutFile, ...]
     options: Options
@@ -183,7 +176,7 @@ class Plan:
             "repo": self.repo,
             "commit": self.commit,
             "options": self.options.to_json(),
-            "files": [[f.path, f.size, f.sha256, f.git_oid, f.data_start] for f in self.files],
+            "files": [[f.path, f.size, f.sha256, f.git_oid] for f in self.files],
             "skipped": dict(self.skipped),
             "partial": list(self.partial),
             "packed": dict(self.packed),
@@ -200,7 +193,7 @@ class Plan:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Plan:
         """The plan that `to_json` wrote."""
-        files = tuple(WeightFile(*row) for row in value["files"])
+        files = tuple(SourceFile(*row) for row in value["files"])
         options: dict[str, Any] = {
             key: tuple(v) if isinstance(v, list) else v for key, v in value["options"].items()
         }
@@ -244,7 +237,7 @@ def _recipe_json(recipe: Recipe, index: Mapping[str, int]) -> list[Any]:
     ]
 
 
-def _recipe_from_json(row: Sequence[Any], files: Sequence[WeightFile]) -> Recipe:
+def _recipe_from_json(row: Sequence[Any], files: Sequence[SourceFile]) -> Recipe:
     name, dtype, scheme, params, inputs, every, swapped = row
     specs = [
         TensorSpec(tensor, DTYPES[kind], tuple(shape), files[file].path, start, stop)

@@ -19,8 +19,7 @@ from tensorport_hub.core.decode.plain import Plain
 from tensorport_hub.core.decode.stacked import Stacked
 from tensorport_hub.core.detect import CLAIMS, Checkpoint, Claim
 from tensorport_hub.core.npy import stored_shape
-from tensorport_hub.core.safetensors import shorten
-from tensorport_hub.core.tensor import PRECISIONS, DType, TensorSpec
+from tensorport_hub.core.tensor import PRECISIONS, DType, TensorSpec, shorten
 from tensorport_hub.errors import CheckpointError, gather
 
 _AUXILIARY = re.compile(

@@ -17,10 +17,10 @@ from collections.abc import Hashable, Iterator, Mapping
 from typing import Any
 
 from tensorport_hub.core.encode.table import ENCODINGS
-from tensorport_hub.core.journal import MadeFile, Progress
 from tensorport_hub.core.layout import OutFile
 from tensorport_hub.core.mirror import Mirror
 from tensorport_hub.core.plan import Plan
+from tensorport_hub.core.progress import MadeFile, Progress
 from tensorport_hub.core.recipe import Recipe
 
 _RULES = ("precision", "quantized", "on_overflow", "on_underflow")

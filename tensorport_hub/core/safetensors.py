@@ -15,8 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tensorport_hub.core.tensor import DTYPES, DType, TensorSpec
-from tensorport_hub.core.tensor import shorten as shorten
+from tensorport_hub.core.tensor import DTYPES, DType, TensorSpec, shorten
 from tensorport_hub.errors import CheckpointError, TensorportError
 
 HEADER_LIMIT = 100_000_000

@@ -18,9 +18,10 @@ from itertools import groupby
 
 from tensorport_hub.core.decode.decoder import Decoder
 from tensorport_hub.core.decode.stacked import Stacked, members
-from tensorport_hub.core.journal import Remaining
+from tensorport_hub.core.digest import SourceFile
 from tensorport_hub.core.layout import Part
-from tensorport_hub.core.plan import Plan, WeightFile
+from tensorport_hub.core.plan import Plan
+from tensorport_hub.core.progress import Remaining
 from tensorport_hub.core.ranges import Range, coalesce
 from tensorport_hub.core.strips import Strip
 from tensorport_hub.core.tiles import Tile, cut_tiles, fresh, group, member_tiles
@@ -152,7 +153,7 @@ class Schedule:
         """Those of a held part that a walk which was asked for has."""
         return self._tiles.get(part.index, ())
 
-    def walk(self, file: WeightFile) -> Walk:
+    def walk(self, file: SourceFile) -> Walk:
         """How `file` is read. Under `auto` it is read whole where every tensor of it is wanted."""
         uses = self._uses(file.path)
         fed = sorted(uses.fed, key=lambda use: (use.start, use.part.index, use.tile))

@@ -25,13 +25,14 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from tensorport_hub.core.digest import SourceFile
-from tensorport_hub.core.safetensors import shorten
+from tensorport_hub.core.tensor import shorten
 from tensorport_hub.errors import CheckpointError, UseError
 
 INDEX = ".safetensors.index.json"
 WEIGHTS = ".safetensors"
 CARRIED_LIMIT = 64 * 1024 * 1024
 
+_MOST_LISTED = 12
 _SECOND_CHOICE = re.compile(
     r"(consolidated|adapter|.*\.(fp16|bf16|fp32|8bit|4bit|non_ema|ema)[.-])", re.IGNORECASE
 )
@@ -206,7 +207,7 @@ def _folders(files: list[SourceFile]) -> str:
     return f"safetensors files lie in {_list([p or 'the top level' for p in places])}; see `--subfolder`"
 
 
-def _list(names: Iterable[str], most: int = 12) -> str:
+def _list(names: Iterable[str]) -> str:
     shown = list(names)
-    more = f" and {len(shown) - most} more" if len(shown) > most else ""
-    return ", ".join(f"`{shorten(name)}`" for name in shown[:most]) + more
+    more = f" and {len(shown) - _MOST_LISTED} more" if len(shown) > _MOST_LISTED else ""
+    return ", ".join(f"`{shorten(name)}`" for name in shown[:_MOST_LISTED]) + more

@@ -12,15 +12,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tensorport_hub.core.journal import Remaining
-from tensorport_hub.core.plan import Plan, WeightFile
+from tensorport_hub.core.digest import SourceFile
+from tensorport_hub.core.plan import Plan
+from tensorport_hub.core.progress import Remaining
 
 
 @dataclass(frozen=True)
 class Share:
     """Source files, in plan order, and the numbers of the output files that are made as they are walked."""
 
-    files: tuple[WeightFile, ...]
+    files: tuple[SourceFile, ...]
     outputs: frozenset[int]
 
     @property
@@ -51,7 +52,7 @@ def share_out(plan: Plan, left: Remaining) -> tuple[Share, ...]:
     return tuple(_share(left.files, outputs, numbers) for numbers in together.values())
 
 
-def _share(files: Sequence[WeightFile], outputs: dict[int, set[int]], numbers: Sequence[int]) -> Share:
+def _share(files: Sequence[SourceFile], outputs: dict[int, set[int]], numbers: Sequence[int]) -> Share:
     made = frozenset[int]().union(*(outputs[number] for number in numbers))
     return Share(tuple(files[number] for number in numbers), made)
 

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Literal
 
+from tensorport_hub.core.digest import SourceFile
 from tensorport_hub.core.layout import Part
-from tensorport_hub.core.plan import WeightFile
 from tensorport_hub.core.ranges import Range, coalesce
 from tensorport_hub.core.strips import GAP, Strip
 
@@ -100,7 +100,7 @@ class Walk:
         read_beside: what is read of this very file besides its walk, by whatever part, in order.
     """
 
-    file: WeightFile
+    file: SourceFile
     whole: bool
     blocks: tuple[Block, ...]
     unfed: tuple[Part, ...]
@@ -162,7 +162,7 @@ class Walker:
                 chosen[start, stop] += 1
         return chosen
 
-    def walk(self, file: WeightFile, size: int) -> tuple[list[Block], int]:
+    def walk(self, file: SourceFile, size: int) -> tuple[list[Block], int]:
         """The blocks, and the most bytes of companions that are kept at once."""
         ranges = [(0, file.size)]
         if self.path not in self.whole:

@@ -21,6 +21,8 @@ from tensorport_hub.errors import DestinationError, SourceError, TensorportError
 
 TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504, *range(520, 528)})
 _CONNECT_SECONDS = 10.0
+_CONNECTIONS = 32
+"""Kept of each host."""
 _UPLOAD_BLOCK = 1 << 20
 
 Refusal = type[SourceError] | type[DestinationError]
@@ -29,9 +31,9 @@ Refusal = type[SourceError] | type[DestinationError]
 class Http:
     """Connections that are kept and reused, per host, from any thread; proxies as the environment says."""
 
-    def __init__(self, *, read_seconds: float, connections: int = 32) -> None:
+    def __init__(self, *, read_seconds: float) -> None:
         self._timeout = urllib3.Timeout(connect=_CONNECT_SECONDS, read=read_seconds)
-        self._options: dict[str, Any] = {"maxsize": connections, "retries": False, "timeout": self._timeout}
+        self._options: dict[str, Any] = {"maxsize": _CONNECTIONS, "retries": False, "timeout": self._timeout}
         self._direct = urllib3.PoolManager(blocksize=_UPLOAD_BLOCK, **self._options)
         self._proxied: dict[str, urllib3.ProxyManager] = {}
 

@@ -15,7 +15,7 @@ from time import monotonic
 from typing import Protocol
 
 from tensorport_hub.core import journal
-from tensorport_hub.core.journal import Entry, MadeFile, Progress
+from tensorport_hub.core.progress import Entry, MadeFile, Progress, gathered
 from tensorport_hub.edge.hub_work import COMMIT_FILES
 from tensorport_hub.errors import DestinationError, TensorportError
 from tensorport_hub.ports import Receipt, Report, Saved
@@ -57,7 +57,7 @@ class HubJournal:
 
     def __init__(self, work: Work, *, outputs: Mapping[int, str], every: int, report: Report) -> None:
         self._work, self._paths, self._every, self._report = work, outputs, every, report
-        self.progress: Progress = journal.gathered(self._kept_before())
+        self.progress: Progress = gathered(self._kept_before())
         self._entries: list[Entry] = []
         self._receipts: list[Receipt] = []
         self._nbytes = 0

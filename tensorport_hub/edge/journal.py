@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tensorport_hub.core import journal
-from tensorport_hub.core.journal import Entry, MadeFile, Progress
+from tensorport_hub.core.progress import Entry, MadeFile, Progress, gathered
 from tensorport_hub.errors import DestinationError
 
 
@@ -53,7 +53,7 @@ class JournalFile:
                     hint="`--restart` gives it up; the command that was interrupted continues it",
                 )
             entries = journal.entries(data, outputs=outputs, name=str(path)) if found else []
-            self.progress = journal.gathered(entries)
+            self.progress = gathered(entries)
             self.made = len(self.progress.made)
             self._file = open(path, "r+b" if data else "w+b", buffering=0)  # noqa: SIM115 (closed by `close`)
             self._end = journal.whole_lines(data)

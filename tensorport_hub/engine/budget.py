@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tensorport_hub.core.safetensors import shorten
-from tensorport_hub.core.tiles import Demand
+from tensorport_hub.core.demand import Demand
+from tensorport_hub.core.tensor import shorten
 from tensorport_hub.errors import LimitError
 
 MiB = 1024 * 1024

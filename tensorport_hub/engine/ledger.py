@@ -14,9 +14,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from tensorport_hub.core.decode.cast import Losses
-from tensorport_hub.core.journal import Doubted, Entry, MadeFile, Progress, ReadFile, remaining
 from tensorport_hub.core.layout import OutFile
 from tensorport_hub.core.plan import Plan
+from tensorport_hub.core.progress import Doubted, Entry, MadeFile, Progress, ReadFile, remaining
 from tensorport_hub.errors import TensorportError
 from tensorport_hub.ports import Journal, Kept, Receipt, Report, Resumed, Sink
 

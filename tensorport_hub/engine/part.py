@@ -22,7 +22,7 @@ from tensorport_hub.core.layout import OutFile, Part
 from tensorport_hub.core.plan import Options, Plan
 from tensorport_hub.core.recipe import Recipe
 from tensorport_hub.core.render import render
-from tensorport_hub.core.safetensors import shorten
+from tensorport_hub.core.tensor import shorten
 from tensorport_hub.engine.blocks import StopFlag, Stopped
 from tensorport_hub.engine.feed import Items, PartRun
 from tensorport_hub.engine.outputs import Output, Outputs

@@ -15,7 +15,6 @@ What is finished, and whether it is kept, is the `Ledger`'s; `carry_out` enters 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
@@ -24,9 +23,10 @@ from queue import SimpleQueue
 from typing import Any
 
 from tensorport_hub.core.decode.stacked import Member, Stacked, members
-from tensorport_hub.core.journal import Doubted, Entry, MadeFile, Progress, ReadFile, Remaining
+from tensorport_hub.core.digest import SourceFile
 from tensorport_hub.core.layout import OutFile, Part
-from tensorport_hub.core.plan import Plan, WeightFile
+from tensorport_hub.core.plan import Plan
+from tensorport_hub.core.progress import Doubted, Entry, MadeFile, Progress, ReadFile, Remaining
 from tensorport_hub.core.schedule import Schedule
 from tensorport_hub.core.tiles import Tile, member_tiles
 from tensorport_hub.engine.blocks import BlockPool, Room, StopFlag, Stopped
@@ -41,9 +41,7 @@ from tensorport_hub.engine.stacked import StackedRun
 from tensorport_hub.engine.tiled import Tiled
 from tensorport_hub.engine.witness import Witness
 from tensorport_hub.errors import VerificationError
-from tensorport_hub.ports import Event, Journal, Receipt, Report, Sink, Source, Store
-
-logger = logging.getLogger("tensorport_hub")
+from tensorport_hub.ports import Journal, Receipt, Report, Sink, Source, Store
 
 _GRACE = 3.0
 """Seconds that an interrupted run waits for its threads to let go."""
@@ -70,7 +68,6 @@ def run(
     Raises:
         TensorportError: the first fault, by whose it is; every writer was finished or aborted.
     """
-    report = _safe(report)
     ledger = Ledger(plan, sink, journal, inherited)
     ledger.tell(report)
     work = Work(plan, ledger.left, ledger.left.files, ledger.made.copy(), allotment)
@@ -90,7 +87,7 @@ class Work:
 
     plan: Plan
     left: Remaining
-    files: Sequence[WeightFile]
+    files: Sequence[SourceFile]
     made: Mapping[int, MadeFile]
     allotment: Allotment
 
@@ -121,16 +118,6 @@ def carry_out(
         TensorportError: the first fault, by whose it is; every writer was finished or aborted.
     """
     _Run(work, source, store, enter, witness, stop, report).run()
-
-
-def _safe(report: Report) -> Report:
-    def call(event: Event) -> None:
-        try:
-            report(event)
-        except Exception:
-            logger.exception("the report callback raised on %r", event)
-
-    return call
 
 
 class _Run:
@@ -188,7 +175,7 @@ class _Run:
         if self._stop.error is not None:
             raise self._stop.error
 
-    def _walk(self, file: WeightFile) -> None:
+    def _walk(self, file: SourceFile) -> None:
         """Walk one file; a failure stops the run and is kept, so that the first one is raised."""
         if self._stop:
             return

@@ -41,7 +41,7 @@ class Sum:
 
 def ours(memory: str, *, by_xet: bool) -> Sum:
     """Blocks of tensors into buffers that are reused, as many at once as a run under this cap fetches."""
-    from tensorport_hub.core.tiles import Demand
+    from tensorport_hub.core.demand import Demand
     from tensorport_hub.edge.hub_client import HubClient
     from tensorport_hub.edge.hub_source import HubSource
     from tensorport_hub.edge.hub_xet_ranges import RANGES_NBYTES

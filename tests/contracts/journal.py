@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tensorport_hub.core.journal import Entry, MadeFile, Progress, ReadFile, gathered
+from tensorport_hub.core.progress import Entry, MadeFile, Progress, ReadFile, gathered
 from tensorport_hub.ports import Journal
 
 JournalOf = Callable[[], Journal]

@@ -13,8 +13,9 @@ from math import prod
 from typing import Any
 
 from tensorport_hub.core.detect import Checkpoint
+from tensorport_hub.core.digest import SourceFile
 from tensorport_hub.core.layout import lay_out
-from tensorport_hub.core.plan import Options, Plan, WeightFile
+from tensorport_hub.core.plan import Options, Plan
 from tensorport_hub.core.recipe import Recipe, recipes
 from tensorport_hub.core.tensor import DTYPES, TensorSpec
 
@@ -58,7 +59,7 @@ def plan_of(files: Mapping[str, Sequence[Stored]], *, data_start: int = 80, **op
     for name, stored in files.items():
         here = specs(stored, name, data_start)
         size = here[-1].stop if here else data_start
-        weights.append(WeightFile(name, size, f"{len(weights):064x}", None, data_start))
+        weights.append(SourceFile(name, size, f"{len(weights):064x}"))
         tensors += here
     made = made_from(tensors, precision=chosen.precision)
     parts = lay_out(made, shard_size=chosen.shard_size)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from tensorport_hub.core.indexing import Axis, block_shape, runs, select, whole
+from tensorport_hub.core.indexing import Axis, block_shape, runs, select
 
 SHAPES = npst.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=7)
 
@@ -150,6 +150,6 @@ def test_a_slice_of_a_middle_axis_is_a_run_for_each_row() -> None:
 
 def test_long_runs_are_cut_between_rows() -> None:
     """A run stays within the longest request, and goes on where the last one ended."""
-    found = list(runs(whole((10, 6)), (10, 6), 4, longest=60))
+    found = list(runs((Axis(0, 1, 10), Axis(0, 1, 6)), (10, 6), 4, longest=60))
     assert [(run.start, run.stop) for run in found] == [(at, at + 48) for at in range(0, 240, 48)]
     assert all(run.is_dense(4) for run in found)

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tensorport_hub.core import journal
-from tensorport_hub.core.journal import Entry, MadeFile, Progress, ReadFile, remaining
 from tensorport_hub.core.plan import Plan
+from tensorport_hub.core.progress import Entry, MadeFile, Progress, ReadFile, gathered, remaining
 from tensorport_hub.errors import DestinationError
 from tests.engine.models import experts, plain, plan_of, stored, write_in_order
 from tests.fakes import MemorySource
@@ -89,7 +89,7 @@ class TestLines:
     def test_the_later_of_two_entries_counts(self) -> None:
         """A part that was made twice, a file that was read twice."""
         other = SHA[::-1]
-        found = journal.gathered(
+        found = gathered(
             [MadeFile(1, 5, SHA), ReadFile("a", SHA), MadeFile(1, 5, other), ReadFile("a", other)]
         )
         assert found == Progress({1: MadeFile(1, 5, other)}, {"a": other})

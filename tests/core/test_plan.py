@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from tensorport_hub.core import npy
 from tensorport_hub.core.layout import SHARD_FILES, OutFile, cut_parts, lay_out
-from tensorport_hub.core.plan import Options, Plan, WeightFile, dumps
+from tensorport_hub.core.plan import Options, Plan, dumps
 from tensorport_hub.core.tensor import DTYPES
 from tensorport_hub.errors import LimitError
 from tests.core.samples import COMMIT, Stored, made_from, plan_of, specs
@@ -342,15 +342,3 @@ def test_nothing_of_this_run_is_in_a_plan():
         *("version", "repo", "commit", "options", "files", "recipes", "outputs"),
         *("skipped", "partial", "packed"),
     }
-
-
-def test_weight_files_are_source_files():
-    """A weight file knows where its data begins, beside what the source states of it."""
-    file = WeightFile("m.safetensors", 10, None, None, 9)
-    assert (file.path, file.size, file.sha256, file.git_oid, file.data_start) == (
-        "m.safetensors",
-        10,
-        None,
-        None,
-        9,
-    )

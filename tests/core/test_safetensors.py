@@ -25,9 +25,8 @@ from tensorport_hub.core.safetensors import (
     Header,
     header_stop,
     parse_header,
-    shorten,
 )
-from tensorport_hub.core.tensor import DTYPES
+from tensorport_hub.core.tensor import DTYPES, shorten
 from tensorport_hub.errors import CheckpointError
 from tensorport_hub.survey import read_header
 from tests.core.samples import container, entry

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tensorport_hub.core.journal import MadeFile, Progress, remaining
 from tensorport_hub.core.plan import Plan
+from tensorport_hub.core.progress import MadeFile, Progress, remaining
 from tensorport_hub.core.shares import Share, share_out
 from tests.cluster import models
 from tests.engine.models import plan_of

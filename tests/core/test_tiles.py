@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from tensorport_hub.core.decode.decoder import Decoder
 from tensorport_hub.core.decode.hqq import Hqq
+from tensorport_hub.core.demand import demand
 from tensorport_hub.core.layout import Part, Target
-from tensorport_hub.core.tiles import Tile, cut_tiles, demand, fresh, group
+from tensorport_hub.core.tiles import Tile, cut_tiles, fresh, group
 from tests.core.samples import Stored, plan_of, specs
 
 

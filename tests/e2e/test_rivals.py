@@ -12,6 +12,7 @@ from huggingface_hub import HfApi
 
 from tensorport_hub import mirror, plan
 from tensorport_hub.core import journal
+from tensorport_hub.core.progress import MadeFile
 from tensorport_hub.devhub import DevHub, Fault
 from tensorport_hub.edge import retry
 from tensorport_hub.engine import part
@@ -138,7 +139,7 @@ class TestOthers:
         files = plan(SOURCE, TARGET, checkpoint_every=EVERY).plan.outputs
         tampered = {file.path: b"x" * file.size for file in files}
         made = [
-            journal.MadeFile(file.index, file.size, sha256(tampered[file.path]).hexdigest()) for file in files
+            MadeFile(file.index, file.size, sha256(tampered[file.path]).hexdigest()) for file in files
         ]
         lines = journal.heading(key()) + journal.lines(made)
         planted = {".tensorport/journal-00001.jsonl": lines, ".tensorport/run.json": b"{}"}

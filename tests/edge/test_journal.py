@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tensorport_hub.core.journal import MadeFile, ReadFile
+from tensorport_hub.core.progress import MadeFile, ReadFile
 from tensorport_hub.devhub import DevHub, Fault
 from tensorport_hub.edge import hub_journal, hub_work, pace, retry
 from tensorport_hub.edge.http import Http

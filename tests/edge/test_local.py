@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tensorport_hub.core.digest import SourceFile
-from tensorport_hub.core.journal import MadeFile
+from tensorport_hub.core.progress import MadeFile
 from tensorport_hub.edge import exchange, local_sink
 from tensorport_hub.edge.local import LocalSource, parse_folder
 from tensorport_hub.edge.local_sink import LocalSink

@@ -16,8 +16,9 @@ import numpy.typing as npt
 
 from tensorport_hub.core.decode.decoder import Decoder
 from tensorport_hub.core.decode.table import bind
+from tensorport_hub.core.digest import SourceFile
 from tensorport_hub.core.layout import lay_out
-from tensorport_hub.core.plan import Options, Plan, WeightFile
+from tensorport_hub.core.plan import Options, Plan
 from tensorport_hub.core.recipe import Recipe
 from tensorport_hub.core.tensor import TensorSpec
 from tests.core.decode import (
@@ -165,7 +166,7 @@ def checkpoint(
         decoder = bind(weight.decoder.scheme, specs, weight.decoder.params)
         recipes.append(Recipe(name, decoder, decoder.dtype))
     stored = {f"m-{i}.safetensors": bytes(data) for i, data in enumerate(contents)}
-    weight_files = tuple(WeightFile(path, len(data)) for path, data in stored.items())
+    weight_files = tuple(SourceFile(path, len(data)) for path, data in stored.items())
     parts = lay_out(recipes, shard_size=shard_size)
     chosen = Options(shard_size=shard_size, **options)
     plan = Plan("org/model", "0" * 40, weight_files, tuple(recipes), parts, chosen)

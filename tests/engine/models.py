@@ -20,9 +20,9 @@ import numpy.typing as npt
 from safetensors import numpy as safetensors_numpy
 
 from tensorport_hub.core.experts import stack_experts
-from tensorport_hub.core.journal import Progress
 from tensorport_hub.core.layout import lay_out
 from tensorport_hub.core.plan import Options, Plan
+from tensorport_hub.core.progress import Progress
 from tensorport_hub.core.recipe import recipes
 from tensorport_hub.engine import Outcome, run
 from tensorport_hub.engine.budget import Allotment

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tensorport_hub.core.tiles import Demand
+from tensorport_hub.core.demand import Demand
 from tensorport_hub.engine.budget import BASE, Allotment, MiB, allot
 from tensorport_hub.errors import LimitError
 

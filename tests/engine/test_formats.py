@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 
 from tensorport_hub.core.decode.mxfp4 import Mxfp4
 from tensorport_hub.core.decode.stacked import Stacked
+from tensorport_hub.core.demand import demand
 from tensorport_hub.core.encode.table import ENCODINGS
-from tensorport_hub.core.journal import Entry, Progress, gathered
 from tensorport_hub.core.layout import lay_out
 from tensorport_hub.core.plan import Plan
+from tensorport_hub.core.progress import Entry, Progress, gathered
 from tensorport_hub.core.recipe import Recipe
 from tensorport_hub.core.schedule import Schedule
-from tensorport_hub.core.tiles import demand
 from tensorport_hub.errors import LossError, SourceError, VerificationError
 from tensorport_hub.ports import BytesWritten, Event, PartDone, PartRetried
 from tests.core.encode.test_frames import READERS

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tensorport_hub.core.journal import Entry, gathered
+from tensorport_hub.core.demand import demand
+from tensorport_hub.core.progress import Entry, gathered
 from tensorport_hub.core.schedule import Schedule
 from tensorport_hub.core.strips import Strip
-from tensorport_hub.core.tiles import demand
 from tensorport_hub.engine import blocks
 from tensorport_hub.engine.reader import Reader
 from tests.engine.layouts import LAYOUTS, Checkpoint, checkpoint, least_shard

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tensorport_hub.core.journal import Entry, MadeFile, Progress, ReadFile, gathered
+from tensorport_hub.core.progress import Entry, MadeFile, Progress, ReadFile, gathered
 from tensorport_hub.engine import Outcome
 from tensorport_hub.errors import DestinationError, VerificationError
 from tensorport_hub.ports import BytesRead, Event, PartDone, Receipt, Resumed, Sink, Source, Writer

@@ -378,18 +378,6 @@ class TestLosses:
 class TestReport:
     """Whom the run tells."""
 
-    def test_raising_callback_does_not_hurt(self, caplog: pytest.LogCaptureFixture) -> None:
-        """A callback that raises on every event changes nothing but the log."""
-        made: Made = [plain("a", "F32", (3000,)), experts("e", (4, 3, 2))]
-        source, sink = MemorySource({"m.safetensors": write_in_order(stored(made))}), MemorySink()
-
-        def raising(event: Event) -> None:
-            raise RuntimeError("the display is gone")
-
-        run_plan(plan_of(source), source, sink, report=raising)
-        assert arrays(sink.held) == raw(expected(made))
-        assert "the report callback raised" in caplog.text
-
     def test_events_come_in_order(self) -> None:
         """A part's bytes are reported before the part, and a file's bytes before its digest."""
         source = MemorySource({"m.safetensors": write_in_order([plain("a", "F32", (3000,))])})

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from tensorport_hub.core.journal import Entry, MadeFile, Progress, ReadFile, remaining
 from tensorport_hub.core.plan import Plan
+from tensorport_hub.core.progress import Entry, MadeFile, Progress, ReadFile, remaining
 from tensorport_hub.core.shares import share_out
 from tensorport_hub.core.strips import Strip
 from tensorport_hub.core.tensor import TensorSpec

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tensorport_hub.core.digest import parse_pointer
-from tensorport_hub.core.journal import MadeFile
+from tensorport_hub.core.progress import MadeFile
 from tensorport_hub.edge.git import NOBODY, Git
 from tensorport_hub.edge.git_lfs import GitObjects
 from tensorport_hub.edge.git_remote import GitRemote, Tree, Update

@@ -74,7 +74,7 @@ def logical_name(stored: str) -> str:
 
 def is_fact(tensor: TensorSpec) -> bool:
     """Whether a tensor's content is needed to know shapes or conventions."""
-    return bool(_FACTS) and tensor.name.endswith(_FACTS) and tensor.nbytes <= FACT_LIMIT
+    return tensor.name.endswith(_FACTS) and tensor.nbytes <= FACT_LIMIT
 
 
-__all__ = ["CLAIMS", "CONFIG_FILES", "FACT_LIMIT", "Checkpoint", "Claim", "is_fact", "logical_name"]
+__all__ = ["CLAIMS", "CONFIG_FILES", "Checkpoint", "Claim", "is_fact", "logical_name"]

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from tensorport_hub.core.decode.bitnet import SCALES, BitnetOver, BitnetTimes
 from tensorport_hub.core.detect.checkpoint import Checkpoint, Claim
-from tensorport_hub.core.safetensors import shorten
-from tensorport_hub.core.tensor import TensorSpec
+from tensorport_hub.core.tensor import TensorSpec, shorten
 from tensorport_hub.errors import CheckpointError
 
 SUFFIXES = ((".weight_scale", ".weight"),)

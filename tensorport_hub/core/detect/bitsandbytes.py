@@ -15,8 +15,7 @@ from typing import Any
 from tensorport_hub.core.decode.bnb4 import OUTPUTS, Bnb4, Bnb4Nested
 from tensorport_hub.core.decode.bnb8 import Bnb8
 from tensorport_hub.core.detect.checkpoint import Checkpoint, Claim
-from tensorport_hub.core.safetensors import shorten
-from tensorport_hub.core.tensor import TensorSpec
+from tensorport_hub.core.tensor import TensorSpec, shorten
 from tensorport_hub.errors import CheckpointError
 
 _STATE = ".quant_state.bitsandbytes__"

@@ -13,8 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from tensorport_hub.core.decode.decoder import Decoder
-from tensorport_hub.core.safetensors import shorten
-from tensorport_hub.core.tensor import TensorSpec
+from tensorport_hub.core.tensor import TensorSpec, shorten
 from tensorport_hub.errors import CheckpointError
 
 _SCALE = re.compile(r"(^|_)q?scales?(_inv|_\d+|_ub|_weight|_act)?$")

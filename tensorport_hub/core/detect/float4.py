@@ -20,8 +20,7 @@ from tensorport_hub.core.decode.mxfp6 import Mxfp6
 from tensorport_hub.core.decode.nvfp4 import Nvfp4, Nvfp4Awq, Nvfp4Over, Nvfp4Times
 from tensorport_hub.core.decode.nvfp4_bmm import Nvfp4Bmm
 from tensorport_hub.core.detect.checkpoint import Checkpoint, Claim
-from tensorport_hub.core.safetensors import shorten
-from tensorport_hub.core.tensor import TensorSpec
+from tensorport_hub.core.tensor import TensorSpec, shorten
 from tensorport_hub.errors import CheckpointError
 
 SUFFIXES = (

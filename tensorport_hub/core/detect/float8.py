@@ -13,8 +13,7 @@ from __future__ import annotations
 from tensorport_hub.core.decode.float8 import CODES, Float8
 from tensorport_hub.core.detect.blocks import Blocks, is_compressed_tensors, read_blocks
 from tensorport_hub.core.detect.checkpoint import Checkpoint, Claim
-from tensorport_hub.core.safetensors import shorten
-from tensorport_hub.core.tensor import TensorSpec
+from tensorport_hub.core.tensor import TensorSpec, shorten
 from tensorport_hub.errors import CheckpointError
 
 SUFFIXES = (

@@ -15,8 +15,7 @@ from collections.abc import Mapping
 from tensorport_hub.core.decode.gemma import BITS, GemmaLowBits
 from tensorport_hub.core.decode.int8 import Int8
 from tensorport_hub.core.detect.checkpoint import Checkpoint, Claim
-from tensorport_hub.core.safetensors import shorten
-from tensorport_hub.core.tensor import TensorSpec
+from tensorport_hub.core.tensor import TensorSpec, shorten
 from tensorport_hub.errors import CheckpointError
 
 SUFFIXES = (

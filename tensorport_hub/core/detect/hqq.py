@@ -16,8 +16,7 @@ import numpy as np
 
 from tensorport_hub.core.decode.hqq import Hqq
 from tensorport_hub.core.detect.checkpoint import Checkpoint, Claim
-from tensorport_hub.core.safetensors import shorten
-from tensorport_hub.core.tensor import TensorSpec
+from tensorport_hub.core.tensor import TensorSpec, shorten
 from tensorport_hub.errors import CheckpointError
 
 _SCHEME = "HQQ"

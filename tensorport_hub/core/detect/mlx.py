@@ -22,8 +22,7 @@ from tensorport_hub.core.decode.mlx_affine import BITS, MetalAffine, MlxAffine
 from tensorport_hub.core.decode.mxfp4 import Mxfp4
 from tensorport_hub.core.decode.nvfp4 import Nvfp4
 from tensorport_hub.core.detect.checkpoint import Checkpoint, Claim
-from tensorport_hub.core.safetensors import shorten
-from tensorport_hub.core.tensor import TensorSpec
+from tensorport_hub.core.tensor import TensorSpec, shorten
 from tensorport_hub.errors import CheckpointError
 
 SUFFIXES = ((".scales", ".weight"), (".biases", ".weight"), (".qbiases", ".weight"))

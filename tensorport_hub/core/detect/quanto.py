@@ -17,8 +17,7 @@ from tensorport_hub.core.decode.float8 import CODES, Float8
 from tensorport_hub.core.decode.int8 import Int8
 from tensorport_hub.core.decode.quanto import QuantoBits
 from tensorport_hub.core.detect.checkpoint import Checkpoint, Claim
-from tensorport_hub.core.safetensors import shorten
-from tensorport_hub.core.tensor import TensorSpec
+from tensorport_hub.core.tensor import TensorSpec, shorten
 from tensorport_hub.errors import CheckpointError
 
 _SCHEME = "quanto"

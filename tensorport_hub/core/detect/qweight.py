@@ -18,8 +18,7 @@ from functools import cached_property
 from typing import Any
 
 from tensorport_hub.core.detect.checkpoint import Checkpoint
-from tensorport_hub.core.safetensors import shorten
-from tensorport_hub.core.tensor import TensorSpec
+from tensorport_hub.core.tensor import TensorSpec, shorten
 from tensorport_hub.errors import CheckpointError
 
 SUFFIXES = ((".qweight", ".weight"), (".qzeros", ".weight"), (".g_idx", ".weight"))

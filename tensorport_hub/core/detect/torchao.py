@@ -23,8 +23,7 @@ from tensorport_hub.core.decode.decoder import Decoder
 from tensorport_hub.core.decode.float8 import Float8
 from tensorport_hub.core.decode.int8 import Int8, Int8Zero
 from tensorport_hub.core.detect.checkpoint import Checkpoint, Claim
-from tensorport_hub.core.safetensors import shorten
-from tensorport_hub.core.tensor import TensorSpec
+from tensorport_hub.core.tensor import TensorSpec, shorten
 from tensorport_hub.errors import CheckpointError
 
 _DATA = ("qdata", "scale", "zero_point")
