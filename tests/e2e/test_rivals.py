@@ -138,9 +138,7 @@ class TestOthers:
         run()
         files = plan(SOURCE, TARGET, checkpoint_every=EVERY).plan.outputs
         tampered = {file.path: b"x" * file.size for file in files}
-        made = [
-            MadeFile(file.index, file.size, sha256(tampered[file.path]).hexdigest()) for file in files
-        ]
+        made = [MadeFile(file.index, file.size, sha256(tampered[file.path]).hexdigest()) for file in files]
         lines = journal.heading(key()) + journal.lines(made)
         planted = {".tensorport/journal-00001.jsonl": lines, ".tensorport/run.json": b"{}"}
         seeded.add_repo(TARGET, {**tampered, **planted}, message="planted")

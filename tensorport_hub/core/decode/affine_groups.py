@@ -13,16 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from tensorport_hub.core.decode.bits import Floats, as_float32, rectangles
-from tensorport_hub.core.decode.decoder import Bytes, Dense
+from tensorport_hub.core.decode.bits import Floats, rectangles
+from tensorport_hub.core.decode.decoder import Dense
 from tensorport_hub.core.ranges import Range
-from tensorport_hub.core.tensor import DTYPES, DType, TensorSpec
-from tensorport_hub.errors import CheckpointError
+from tensorport_hub.core.tensor import DTYPES, DType
 
 Step = tuple[Callable[..., Any], Floats]
 """An operation in place, and its second operands: those of the groups that are needed, in order."""
-
-FLOATS = ("F32", "BF16", "F16")
 
 
 @dataclass(frozen=True)
@@ -73,15 +70,3 @@ class Groups:
 def widest(*dtypes: str) -> DType:
     """The type that torch computes in with operands of these: their own if it is one, else float32."""
     return DTYPES[dtypes[0] if len(set(dtypes)) == 1 else "F32"]
-
-
-def finite_factors(tensor: TensorSpec, stored: Bytes) -> Floats:
-    """Stored scales or offsets as float32.
-
-    Raises:
-        CheckpointError: a NaN or an infinity is among them.
-    """
-    values = as_float32(stored, tensor.dtype.name)
-    if not np.isfinite(values).all():
-        raise CheckpointError(f"{tensor}: expected finite values, got NaN or infinity")
-    return values

@@ -25,10 +25,10 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from tensorport_hub.core.decode.bits import Floats, as_float32, unpack
+from tensorport_hub.core.decode.bits import unpack
 from tensorport_hub.core.decode.decoder import Bytes, Decoder, Dense, Params
 from tensorport_hub.core.decode.groups import ColumnGroups, Grouped, Rows
-from tensorport_hub.core.decode.transposed import SCALES
+from tensorport_hub.core.decode.scales import FLOATS, numbers
 from tensorport_hub.core.ranges import Range
 from tensorport_hub.core.strips import Strip, strip
 from tensorport_hub.core.tensor import DType, TensorSpec
@@ -77,12 +77,6 @@ class _Gemv(Decoder):
                 f" {self.size} for {self.shape[-1]} columns, got {most}"
             )
 
-    def _numbers(self, stored: Bytes, tensor: TensorSpec) -> Floats:
-        found = as_float32(stored, tensor.dtype.name)
-        if np.isnan(found).any():
-            raise CheckpointError(f"scales {tensor}: expected numbers, got NaN")
-        return found
-
 
 @dataclass(frozen=True)
 class AwqGemv(_Gemv, Grouped):
@@ -100,7 +94,7 @@ class AwqGemv(_Gemv, Grouped):
         lead = self.qweight.shape[:-1]
         width = self.qzeros.shape[-1] if self.qzeros.shape else 0
         self._check(self.qzeros, ("I32",), (*lead, width), "zero points")
-        self._check(self.scales, SCALES, (*lead, 8 * width), "scales")
+        self._check(self.scales, FLOATS, (*lead, 8 * width), "scales")
         self._check_groups(8 * width)
 
     @property
@@ -117,7 +111,7 @@ class AwqGemv(_Gemv, Grouped):
         columns, width = self.shape[-1], self.qzeros.shape[-1]
         rows = -(-stop // columns) - start // columns
         zeros = unpack(inputs[1].reshape(rows, 4 * width), 4)[:, : self.groups].astype(np.float32)
-        scales = self._numbers(inputs[2], self.scales).reshape(rows, 8 * width)[:, : self.groups]
+        scales = numbers(self.scales, inputs[2]).reshape(rows, 8 * width)[:, : self.groups]
         codes = partial(unpack, inputs[0].reshape(rows, columns // 2), 4)
         yield Rows(ColumnGroups(self.size), 4, zeros, scales, codes)
 
@@ -139,7 +133,7 @@ class AwqGemvFast(_Gemv):
                 f"AWQ weight {self.qweight}: expected I16 [out / 4, in], in a multiple of {_KSTRIDE}"
             )
         most = self.scales.shape[0] if self.scales.shape else 0
-        self._check(self.scales, SCALES, (most, self.shape[0]), "scales")
+        self._check(self.scales, FLOATS, (most, self.shape[0]), "scales")
         self._check(self.qzeros, (self.scales.dtype.name,), self.scales.shape, "zero points")
         self._check_groups(most)
 
@@ -173,7 +167,7 @@ class AwqGemvFast(_Gemv):
         skip = first - begin * _INTERLEAVE
         out = codes[skip : skip + last - first].astype(np.float32)
         scales, offsets = (
-            self._numbers(np.ascontiguousarray(stored).reshape(-1), tensor).reshape(self.groups, -1).T
+            numbers(tensor, np.ascontiguousarray(stored).reshape(-1)).reshape(self.groups, -1).T
             for tensor, stored in ((self.scales, inputs[2]), (self.qzeros, inputs[1]))
         )
         groups = np.arange(columns) // self.size

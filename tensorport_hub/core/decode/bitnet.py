@@ -19,13 +19,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from tensorport_hub.core.decode.bits import Floats, as_float32, blocked_span, look_up, unpack_blocked
+from tensorport_hub.core.decode.bits import Floats, blocked_span, look_up, unpack_blocked
 from tensorport_hub.core.decode.decoder import Bytes, Decoder, Dense
+from tensorport_hub.core.decode.scales import FLOATS, finite
 from tensorport_hub.core.ranges import Range
 from tensorport_hub.core.tensor import DType, TensorSpec
 from tensorport_hub.errors import CheckpointError
 
-SCALES = frozenset(["F32", "F16", "BF16"])
 _QUARTERS = (0, 2, 4, 6)
 
 
@@ -45,7 +45,7 @@ class BitnetTimes(Decoder):
     def __post_init__(self) -> None:
         if self.weight.dtype.name != "U8" or len(self.weight.shape) != 2:
             raise CheckpointError(f"BitNet weight {self.weight}: expected U8 [rows / 4, in]")
-        if self.scale.dtype.name not in SCALES or self.scale.shape not in ((), (1,)):
+        if self.scale.dtype.name not in FLOATS or self.scale.shape not in ((), (1,)):
             raise CheckpointError(
                 f"BitNet scale {self.scale}: expected F32, F16 or BF16 [1] to match `{self.weight.name}`"
             )
@@ -71,11 +71,7 @@ class BitnetTimes(Decoder):
         return blocked_span(self.weight.nbytes, start, stop), (0, self.scale.nbytes)
 
     def decode(self, inputs: Sequence[Bytes], start: int, stop: int) -> tuple[Dense, int]:
-        scale = as_float32(inputs[1], self.scale.dtype.name)
-        if not np.isfinite(scale).all():
-            raise CheckpointError(
-                f"scale {self.scale} of `{self.weight.name}`: expected a number, got {scale[0]}"
-            )
+        scale = finite(self.scale, inputs[1])
         codes = unpack_blocked(inputs[0], 2, _QUARTERS, start, stop, size=self.weight.nbytes)
         with np.errstate(over="ignore", under="ignore"):
             values = self._values(np.arange(4, dtype=np.float32) - np.float32(1), scale)

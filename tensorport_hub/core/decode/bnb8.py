@@ -18,6 +18,7 @@ import numpy as np
 
 from tensorport_hub.core.decode.bits import rectangles
 from tensorport_hub.core.decode.decoder import Bytes, Decoder, Dense
+from tensorport_hub.core.decode.scales import finite
 from tensorport_hub.core.ranges import Range
 from tensorport_hub.core.tensor import DTYPES, DType, TensorSpec
 from tensorport_hub.errors import CheckpointError
@@ -62,9 +63,7 @@ class Bnb8(Decoder):
         return (start, stop), (4 * (start // self.grain), 4 * -(-stop // self.grain))
 
     def decode(self, inputs: Sequence[Bytes], start: int, stop: int) -> tuple[Dense, int]:
-        maxima = inputs[1].view(np.float32)
-        if not np.isfinite(maxima).all():
-            raise CheckpointError(f"{self.maxima}: expected finite values, got NaN or infinity")
+        maxima = finite(self.maxima, inputs[1])
         values = inputs[0].view(np.int8).astype(np.float32)
         at, first = 0, start // self.grain
         with np.errstate(over="ignore", under="ignore"):

@@ -17,14 +17,13 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any, ClassVar
 
-import numpy as np
 import numpy.typing as npt
 
 from tensorport_hub.core.ranges import Range
+from tensorport_hub.core.strips import Bytes as Bytes
 from tensorport_hub.core.strips import Strip, contiguous
 from tensorport_hub.core.tensor import DTYPES, DType, TensorSpec
 
-Bytes = npt.NDArray[np.uint8]
 Dense = npt.NDArray[Any]
 Params = Mapping[str, Any]
 

@@ -28,6 +28,7 @@ from tensorport_hub.core.decode.bits import Floats, as_float32, float8, look_up,
 from tensorport_hub.core.decode.decoder import Bytes, Decoder, Dense, Params
 from tensorport_hub.core.decode.grid import Grid
 from tensorport_hub.core.decode.ordinary import PRESCALE, is_ordinary, magnitudes, narrow
+from tensorport_hub.core.decode.scales import finite
 from tensorport_hub.core.ranges import Range
 from tensorport_hub.core.tensor import DTYPES, DType, TensorSpec
 from tensorport_hub.errors import CheckpointError
@@ -155,14 +156,14 @@ class Float8(Decoder):
 
     def rounded(self, inputs: Sequence[Bytes], start: int, stop: int, target: DType) -> Dense | None:
         codes, stored = inputs
-        finite, scales = _FINITE.get(self.codes), self._scales(stored)
-        if finite is None or not is_ordinary(target, finite.magnitudes, magnitudes(scales)):
+        form, scales = _FINITE.get(self.codes), self._scales(stored)
+        if form is None or not is_ordinary(target, form.magnitudes, magnitudes(scales)):
             return None
         with np.errstate(over="ignore"):
-            factors = scales * np.float32(finite.power * PRESCALE[target.name])
-        if np.isinf(factors).any() or not finite.holds(codes):
+            factors = scales * np.float32(form.power * PRESCALE[target.name])
+        if np.isinf(factors).any() or not form.holds(codes):
             return None
-        values = finite.small(codes)
+        values = form.small(codes)
         self._grid.combine(np.multiply, values, factors, start)
         return narrow(values, target)
 
@@ -172,10 +173,9 @@ class Float8(Decoder):
         Raises:
             CheckpointError: one that is no power of two is NaN or infinite.
         """
-        scales = as_float32(stored, self.scale.dtype.name)
-        if self.scale.dtype.name not in POWERS and not np.isfinite(scales).all():
-            raise CheckpointError(f"scale {self.scale} of `{self.weight.name}` holds NaN or an infinity")
-        return scales
+        if self.scale.dtype.name in POWERS:
+            return as_float32(stored, self.scale.dtype.name)
+        return finite(self.scale, stored)
 
 
 def _widen(codes: Bytes, name: str) -> Floats:

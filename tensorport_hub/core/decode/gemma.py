@@ -20,9 +20,10 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from tensorport_hub.core.decode.bits import as_float32, look_up, unpack
+from tensorport_hub.core.decode.bits import look_up, unpack
 from tensorport_hub.core.decode.decoder import Bytes, Decoder, Dense, Params
 from tensorport_hub.core.decode.grid import Grid
+from tensorport_hub.core.decode.scales import finite
 from tensorport_hub.core.ranges import Range
 from tensorport_hub.core.tensor import DTYPES, DType, TensorSpec
 from tensorport_hub.errors import CheckpointError
@@ -93,9 +94,7 @@ class GemmaLowBits(Decoder):
         return (start * self.bits // 8, stop * self.bits // 8), (first * 4, last * 4)
 
     def decode(self, inputs: Sequence[Bytes], start: int, stop: int) -> tuple[Dense, int]:
-        scales = as_float32(inputs[1], "F32")
-        if not np.isfinite(scales).all():
-            raise CheckpointError(f"scale {self.scale} of `{self.weight.name}` holds NaN or an infinity")
+        scales = finite(self.scale, inputs[1])
         values = look_up(_values_of_byte(self.bits), inputs[0]).view(np.float32)
         with np.errstate(over="ignore", under="ignore"):
             self._grid.combine(np.multiply, values, scales, start)

@@ -11,8 +11,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from tensorport_hub.core.decode.bits import Floats
+
 Halves = npt.NDArray[np.float16]
-Floats = npt.NDArray[np.float32]
 
 PIECE = 1 << 15
 """Values that `to_half` takes: what is between its steps stays in the cache."""

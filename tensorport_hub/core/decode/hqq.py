@@ -23,9 +23,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from tensorport_hub.core.decode.affine_groups import FLOATS, Groups, finite_factors, widest
+from tensorport_hub.core.decode.affine_groups import Groups, widest
 from tensorport_hub.core.decode.bits import blocked_span, unpack_blocked
 from tensorport_hub.core.decode.decoder import Bytes, Decoder, Dense, Params
+from tensorport_hub.core.decode.scales import FLOATS, finite
 from tensorport_hub.core.ranges import Range
 from tensorport_hub.core.tensor import DType, TensorSpec
 from tensorport_hub.errors import CheckpointError
@@ -151,7 +152,7 @@ class Hqq(Decoder):
             shifts = [(slots - 1 - slot) * self.nbits for slot in range(slots)]
             codes = unpack_blocked(codes.view(self._word), self.nbits, shifts, start, stop, size=self._words)
         steps = (
-            (np.subtract, finite_factors(self.zero, zero)),
-            (np.multiply, finite_factors(self.scale, scale)),
+            (np.subtract, finite(self.zero, zero)),
+            (np.multiply, finite(self.scale, scale)),
         )
         return self.groups.apply(codes, start, steps, self.dtype)

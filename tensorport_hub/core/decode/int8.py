@@ -19,14 +19,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from tensorport_hub.core.decode.bits import as_float32
 from tensorport_hub.core.decode.decoder import Bytes, Decoder, Dense, Params
 from tensorport_hub.core.decode.grid import Grid
+from tensorport_hub.core.decode.scales import FLOATS, finite
 from tensorport_hub.core.ranges import Range
 from tensorport_hub.core.tensor import DTYPES, DType, TensorSpec
 from tensorport_hub.errors import CheckpointError
 
-SCALES = frozenset(["F32", "F16", "BF16"])
 """Dtypes of scales."""
 
 
@@ -43,7 +42,7 @@ class _Int8(Decoder):
     def __post_init__(self) -> None:
         if self.weight.dtype.name != "I8":
             raise CheckpointError(f"8-bit integer weight {self.weight}: expected I8")
-        self._grid.check(self.scale, SCALES, of=self.weight)
+        self._grid.check(self.scale, FLOATS, of=self.weight)
         for zero in self.inputs[2:]:
             if zero.dtype.name != "I8" or zero.shape != self.scale.shape:
                 raise CheckpointError(
@@ -76,9 +75,7 @@ class _Int8(Decoder):
         return ((start, stop), (first * size, last * size), (first, last))[: len(self.inputs)]
 
     def decode(self, inputs: Sequence[Bytes], start: int, stop: int) -> tuple[Dense, int]:
-        scales = as_float32(inputs[1], self.scale.dtype.name)
-        if not np.isfinite(scales).all():
-            raise CheckpointError(f"scale {self.scale} of `{self.weight.name}` holds NaN or an infinity")
+        scales = finite(self.scale, inputs[1])
         values = inputs[0].view(np.int8).astype(np.float32)
         for zero in inputs[2:]:
             self._grid.combine(np.subtract, values, zero.view(np.int8).astype(np.float32), start)

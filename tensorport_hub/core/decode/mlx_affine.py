@@ -21,16 +21,16 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from tensorport_hub.core.decode.bits import Floats, as_float32, look_up, unpack
+from tensorport_hub.core.decode.bits import Floats, look_up, unpack
 from tensorport_hub.core.decode.cast import cast
 from tensorport_hub.core.decode.decoder import Bytes, Decoder, Dense, Params
 from tensorport_hub.core.decode.ordinary import is_ordinary, magnitudes, round_in_place
+from tensorport_hub.core.decode.scales import FLOATS, finite
 from tensorport_hub.core.ranges import Range
 from tensorport_hub.core.tensor import DTYPES, DType, TensorSpec
 from tensorport_hub.errors import CheckpointError
 
 BITS = (2, 3, 4, 5, 6, 8)
-FLOATS = frozenset(["F16", "BF16", "F32"])
 """Dtypes of scales and offsets."""
 _LARGEST = {"F16": 65504.0, "BF16": 2.0**127, "F32": 2.0**127}
 
@@ -111,23 +111,12 @@ class MlxAffine(Decoder):
 
     def decode(self, inputs: Sequence[Bytes], start: int, stop: int) -> tuple[Dense, int]:
         codes = unpack(inputs[0], self.bits).reshape(-1, self.group_size)
-        scales, biases = self._numbers(inputs[1], self.scales), self._numbers(inputs[2], self.biases)
+        scales, biases = finite(self.scales, inputs[1])[:, None], finite(self.biases, inputs[2])[:, None]
         with np.errstate(over="ignore", under="ignore"):
             values = self._values(codes, scales, biases)
         widest = np.float64(np.abs(scales).max(initial=0)) * (1 << self.bits)
         overflows = widest + np.abs(biases).max(initial=0) >= _LARGEST[self.exact.name]
         return values.reshape(-1), int(np.count_nonzero(np.isinf(values))) if overflows else 0
-
-    def _numbers(self, data: Bytes, tensor: TensorSpec) -> Floats:
-        """Scales or offsets: [groups, 1].
-
-        Raises:
-            CheckpointError: one is NaN or infinite.
-        """
-        numbers = as_float32(data, tensor.dtype.name)
-        if not np.isfinite(numbers).all():
-            raise CheckpointError(f"{tensor} of `{self.weight.name}` holds NaN or an infinity")
-        return numbers[:, None]
 
     def _values(self, codes: Bytes, scales: Floats, biases: Floats) -> npt.NDArray[Any]:
         """[groups, group_size] of T. Looking up what a group's few codes give saves two roundings of each."""

@@ -21,14 +21,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from tensorport_hub.core.decode.bits import Floats, as_float32
 from tensorport_hub.core.decode.decoder import Bytes, Decoder, Dense, Params
 from tensorport_hub.core.decode.groups import ColumnGroups, Grouped, Rows
+from tensorport_hub.core.decode.scales import FLOATS, numbers
 from tensorport_hub.core.ranges import Range
 from tensorport_hub.core.tensor import DTYPES, DType, TensorSpec
 from tensorport_hub.errors import CheckpointError
 
-_SCALES = ("F32", "F16", "BF16")
 _OFFSET = 8
 
 
@@ -52,9 +51,9 @@ class ModelOptInt4(Grouped):
         *lead, pairs, columns = weight.shape
         groups = -(-columns // max(self.group_size, 1))
         want = (*lead, pairs * 2, groups)
-        if self.group_size < 1 or scale.dtype.name not in _SCALES or scale.shape != want:
+        if self.group_size < 1 or scale.dtype.name not in FLOATS or scale.shape != want:
             raise CheckpointError(
-                f"ModelOpt int4 scales {scale}: expected {', '.join(_SCALES)} {list(want)} for groups of"
+                f"ModelOpt int4 scales {scale}: expected {', '.join(FLOATS)} {list(want)} for groups of"
                 f" {self.group_size} columns of `{weight.name}`, got {scale.dtype} {list(scale.shape)}"
             )
 
@@ -88,7 +87,7 @@ class ModelOptInt4(Grouped):
     def _rows(self, inputs: Sequence[Bytes], start: int, stop: int) -> Iterator[Rows]:
         columns = self.weight.shape[-1]
         first, last = start // columns, -(-stop // columns)
-        scales = _numbers(self.scale, inputs[1]).reshape(last - first, self.scale.shape[-1])
+        scales = numbers(self.scale, inputs[1]).reshape(last - first, self.scale.shape[-1])
         codes = partial(_codes, inputs[0].reshape(-1, columns), first % 2, last - first)
         yield Rows(ColumnGroups(self.group_size), 4, np.full((1, 1), _OFFSET, np.float32), scales, codes)
 
@@ -110,9 +109,9 @@ class ModelOptInt4Awq(Decoder):
     def __post_init__(self) -> None:
         columns = self._unscaled.shape[-1]
         pre = self.pre_quant_scale
-        if pre.dtype.name not in _SCALES or pre.shape != (columns,):
+        if pre.dtype.name not in FLOATS or pre.shape != (columns,):
             raise CheckpointError(
-                f"ModelOpt input scales {pre}: expected {', '.join(_SCALES)} [{columns}] to match"
+                f"ModelOpt input scales {pre}: expected {', '.join(FLOATS)} [{columns}] to match"
                 f" `{self.weight.name}`, got {pre.dtype} {list(pre.shape)}"
             )
 
@@ -148,7 +147,7 @@ class ModelOptInt4Awq(Decoder):
         flat, overflow = self._unscaled.decode(inputs[:2], start, stop)
         out = flat.reshape(-1, self.weight.shape[-1])
         with np.errstate(over="ignore", invalid="ignore"):
-            out *= _numbers(self.pre_quant_scale, inputs[2])
+            out *= numbers(self.pre_quant_scale, inputs[2])
         return out.reshape(-1), overflow
 
 
@@ -159,15 +158,3 @@ def _codes(stored: Bytes, skip: int, count: int) -> Bytes:
     np.right_shift(stored, np.uint8(4), out=both[:, 1])
     both ^= np.uint8(_OFFSET)
     return both.reshape(-1, stored.shape[1])[skip : skip + count]
-
-
-def _numbers(tensor: TensorSpec, data: Bytes) -> Floats:
-    """Scales as float32.
-
-    Raises:
-        CheckpointError: one is NaN.
-    """
-    scales = as_float32(data, tensor.dtype.name)
-    if np.isnan(scales).any():
-        raise CheckpointError(f"scales {tensor}: expected numbers, got NaN")
-    return scales

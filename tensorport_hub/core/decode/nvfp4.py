@@ -26,16 +26,16 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from tensorport_hub.core.decode.bits import E2M1, Floats, as_float32, float8, look_up_pairs, pair_table
+from tensorport_hub.core.decode.bits import E2M1, Floats, float8, look_up_pairs, pair_table
 from tensorport_hub.core.decode.cast import canonical_nans, cast
 from tensorport_hub.core.decode.decoder import Bytes, Decoder, Dense
+from tensorport_hub.core.decode.scales import FLOATS, finite
 from tensorport_hub.core.ranges import Range
 from tensorport_hub.core.tensor import DTYPES, DType, TensorSpec
 from tensorport_hub.errors import CheckpointError
 
 BLOCK = 16
 BLOCK_NBYTES = BLOCK // 2
-_COLUMN_SCALES = ("BF16", "F16", "F32")
 
 
 @dataclass(frozen=True)
@@ -178,9 +178,9 @@ class Nvfp4Awq(Nvfp4Times):
     def __post_init__(self) -> None:
         super().__post_init__()
         columns = self.shape[-1]
-        if self.column_scales.dtype.name not in _COLUMN_SCALES or self.column_scales.shape != (columns,):
+        if self.column_scales.dtype.name not in FLOATS or self.column_scales.shape != (columns,):
             raise CheckpointError(
-                f"NVFP4 column scales {self.column_scales}: expected {' or '.join(_COLUMN_SCALES)}"
+                f"NVFP4 column scales {self.column_scales}: expected {' or '.join(FLOATS)}"
                 f" [{columns}] to match `{self.weight.name}`"
             )
 
@@ -193,9 +193,7 @@ class Nvfp4Awq(Nvfp4Times):
 
     def decode(self, inputs: Sequence[Bytes], start: int, stop: int) -> tuple[Dense, int]:
         values, _ = super().decode(inputs[:3], start, stop)
-        columns = as_float32(inputs[3], self.column_scales.dtype.name)
-        if not np.isfinite(columns).all():
-            raise CheckpointError(f"{self.column_scales}: expected finite scales, got NaN or infinity")
+        columns = finite(self.column_scales, inputs[3])
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             values *= np.resize(np.roll(columns, -(start % columns.size)), values.size)
         return values, int(np.count_nonzero(np.isinf(values)))

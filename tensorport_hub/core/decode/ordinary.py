@@ -14,12 +14,11 @@ from __future__ import annotations
 
 import ml_dtypes
 import numpy as np
-import numpy.typing as npt
 
+from tensorport_hub.core.decode.bits import Floats
 from tensorport_hub.core.decode.decoder import Dense
 from tensorport_hub.core.tensor import DType
 
-Floats = npt.NDArray[np.float32]
 Magnitudes = tuple[float, float]
 """The least one that is not 0, and the largest."""
 

@@ -26,15 +26,14 @@ from typing import ClassVar
 
 import numpy as np
 
-from tensorport_hub.core.decode.bits import Floats, as_float32
+from tensorport_hub.core.decode.bits import Floats
 from tensorport_hub.core.decode.decoder import Bytes, Params
 from tensorport_hub.core.decode.groups import ColumnGroups, Grouped, Rows
+from tensorport_hub.core.decode.scales import FLOATS, numbers
 from tensorport_hub.core.decode.words import PACKINGS, cell, codes, words
 from tensorport_hub.core.ranges import Range
 from tensorport_hub.core.tensor import DType, TensorSpec
 from tensorport_hub.errors import CheckpointError
-
-_SCALES = ("F16", "BF16", "F32")
 
 
 @dataclass(frozen=True, init=False)
@@ -102,8 +101,8 @@ class PackedInt(Grouped):
 
     def _check_scales(self) -> None:
         scale, rows = self.scale, self.packed.shape[:-1]
-        if scale.dtype.name not in _SCALES:
-            raise CheckpointError(f"scales {scale} of `{self.packed.name}`: expected {', '.join(_SCALES)}")
+        if scale.dtype.name not in FLOATS:
+            raise CheckpointError(f"scales {scale} of `{self.packed.name}`: expected {', '.join(FLOATS)}")
         if self._common or scale.shape == (*rows[:-1], 1, 1) or (len(rows) == 1 and scale.shape == rows):
             return
         groups = -(-self.columns // self.group_size)
@@ -259,10 +258,7 @@ class PackedInt(Grouped):
         Raises:
             CheckpointError: one is NaN.
         """
-        scales = as_float32(data, self.scale.dtype.name)
-        if np.isnan(scales).any():
-            raise CheckpointError(f"scales {self.scale} of `{self.packed.name}`: expected numbers, got NaN")
-        return self._by_row(scales, first, last)
+        return self._by_row(numbers(self.scale, data), first, last)
 
     def _by_row(self, stored: Floats, first: int, last: int) -> Floats:
         if not self._shared:

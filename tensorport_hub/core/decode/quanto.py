@@ -23,9 +23,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from tensorport_hub.core.decode.affine_groups import FLOATS, Groups, Step, finite_factors
+from tensorport_hub.core.decode.affine_groups import Groups, Step
 from tensorport_hub.core.decode.bits import blocked_span, unpack_blocked
 from tensorport_hub.core.decode.decoder import Bytes, Decoder, Dense, Params
+from tensorport_hub.core.decode.scales import FLOATS, finite
 from tensorport_hub.core.ranges import Range
 from tensorport_hub.core.tensor import DType, TensorSpec
 from tensorport_hub.errors import CheckpointError
@@ -114,9 +115,9 @@ class QuantoBits(Decoder):
         data, scale, offset = inputs
         shifts = range(0, 8, self.nbits)
         codes = unpack_blocked(data, self.nbits, shifts, start, stop, size=self.codes.nbytes)
-        multiply: Step = np.multiply, finite_factors(self.scale, scale)
+        multiply: Step = np.multiply, finite(self.scale, scale)
         if self.shift.dtype.name in _ZERO_POINTS:
             zeros = offset.view(np.int8).astype(np.float32)
             return self.groups.apply(codes, start, ((np.subtract, zeros), multiply), self.dtype)
-        subtract: Step = np.subtract, finite_factors(self.shift, offset)
+        subtract: Step = np.subtract, finite(self.shift, offset)
         return self.groups.apply(codes, start, (multiply, subtract), self.dtype)

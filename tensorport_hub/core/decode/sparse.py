@@ -25,11 +25,11 @@ import numpy.typing as npt
 
 from tensorport_hub.core.decode.bits import Floats, as_float32, look_up
 from tensorport_hub.core.decode.decoder import Bytes, Decoder, Dense, Params
+from tensorport_hub.core.decode.scales import FLOATS, numbers
 from tensorport_hub.core.ranges import Range
 from tensorport_hub.core.tensor import DTYPES, DType, TensorSpec
 from tensorport_hub.errors import CheckpointError
 
-_FLOATS = ("F16", "BF16", "F32")
 _SCALED = ("F8_E4M3", "F8_E5M2", "I8")
 _COUNTED = 1 << 20
 """Bytes of a mask that are counted at a time."""
@@ -65,7 +65,7 @@ class _Sparse(Decoder):
 
     def _check_mask(self) -> None:
         data, mask = self.tensors[:2]
-        allowed = _FLOATS if self.scaled == "no" else _SCALED
+        allowed = FLOATS if self.scaled == "no" else _SCALED
         if data.dtype.name not in allowed:
             raise CheckpointError(f"sparse values {data}: expected {', '.join(allowed)}")
         width = -(-self.columns // 8)
@@ -89,8 +89,8 @@ class _Sparse(Decoder):
             return
         scale = self.tensors[2]
         groups = -(-self.columns // max(self.group_size, 1))
-        if scale.dtype.name not in _FLOATS or self.group_size < 1:
-            raise CheckpointError(f"scales {scale} of `{self._data.name}`: expected {', '.join(_FLOATS)}")
+        if scale.dtype.name not in FLOATS or self.group_size < 1:
+            raise CheckpointError(f"scales {scale} of `{self._data.name}`: expected {', '.join(FLOATS)}")
         if scale.numel != 1 and scale.shape not in ((self.rows,), (self.rows, 1), (self.rows, groups)):
             raise CheckpointError(
                 f"scales {scale} of `{self._data.name}`: expected one, or {[self.rows, groups]},"
@@ -155,9 +155,7 @@ class _Sparse(Decoder):
 
     def _scales(self, data: Bytes, rows: int) -> Floats:
         scale = self.tensors[2]
-        scales = as_float32(data, scale.dtype.name)
-        if np.isnan(scales).any():
-            raise CheckpointError(f"scales {scale} of `{self._data.name}`: expected numbers, got NaN")
+        scales = numbers(scale, data)
         return scales.reshape(1, 1) if scale.numel == 1 else scales.reshape(rows, -1)
 
     def _mask(self, data: Bytes, first: int, last: int) -> npt.NDArray[np.bool_]:

@@ -19,17 +19,16 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from tensorport_hub.core.decode.bits import Floats, as_float32
+from tensorport_hub.core.decode.bits import Floats
 from tensorport_hub.core.decode.decoder import Bytes
 from tensorport_hub.core.decode.groups import ColumnGroups, Grouped, Rows
+from tensorport_hub.core.decode.scales import FLOATS, numbers
 from tensorport_hub.core.ranges import Range
 from tensorport_hub.core.strips import Strip, strip
 from tensorport_hub.core.tensor import DType, TensorSpec
 from tensorport_hub.errors import CheckpointError
 
 Matrix = npt.NDArray[Any]
-
-SCALES = ("F16", "BF16", "F32")
 
 
 @dataclass(frozen=True)
@@ -111,10 +110,7 @@ class Transposed(Grouped):
             CheckpointError: one is NaN.
         """
         scales = turned(stored.view(self.scales.dtype.numpy))
-        found = as_float32(scales.reshape(-1).view(np.uint8), self.dtype.name)
-        if np.isnan(found).any():
-            raise CheckpointError(f"scales {self.scales}: expected numbers, got NaN")
-        return found.reshape(scales.shape)
+        return numbers(self.scales, scales.reshape(-1).view(np.uint8)).reshape(scales.shape)
 
     @abstractmethod
     def _stored_bytes(self, first: int, last: int) -> tuple[Range, Range]:
@@ -140,9 +136,9 @@ class Transposed(Grouped):
         """
         lead = self.qweight.shape[:-2]
         scales, zeros = self.scales, self.qzeros
-        if scales.dtype.name not in SCALES or len(scales.shape) < 2 or scales.shape[:-2] != lead:
+        if scales.dtype.name not in FLOATS or len(scales.shape) < 2 or scales.shape[:-2] != lead:
             raise CheckpointError(
-                f"{layout} scales {scales}: expected {', '.join(SCALES)} {[*lead]} + [groups, out] to match"
+                f"{layout} scales {scales}: expected {', '.join(FLOATS)} {[*lead]} + [groups, out] to match"
                 f" `{self.qweight.name}`"
             )
         if not prod(scales.shape):

@@ -8,7 +8,8 @@ Source: transformers `quantizers/quantizer_bitnet.py`, `utils/quantization_confi
 
 from __future__ import annotations
 
-from tensorport_hub.core.decode.bitnet import SCALES, BitnetOver, BitnetTimes
+from tensorport_hub.core.decode.bitnet import BitnetOver, BitnetTimes
+from tensorport_hub.core.decode.scales import FLOATS
 from tensorport_hub.core.detect.checkpoint import Checkpoint, Claim
 from tensorport_hub.core.tensor import TensorSpec, shorten
 from tensorport_hub.errors import CheckpointError
@@ -29,7 +30,7 @@ def claim(tensor: TensorSpec, checkpoint: Checkpoint) -> Claim | None:
         if mine:
             checkpoint.need(f"{tensor.name}_scale", of=tensor, scheme="BitNet")
         return None
-    if scale.dtype.name not in SCALES or len(scale.shape) > 1 or not (mine or scale.numel == 1):
+    if scale.dtype.name not in FLOATS or len(scale.shape) > 1 or not (mine or scale.numel == 1):
         return None
     stated = checkpoint.quantization.get("linear_class", "bitlinear" if mine else None)
     kind = _CLASSES.get(str(stated).lower())

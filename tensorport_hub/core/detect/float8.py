@@ -11,6 +11,7 @@ Llama-4's experts are stored [experts, in, out], and the axis that their scales 
 from __future__ import annotations
 
 from tensorport_hub.core.decode.float8 import CODES, Float8
+from tensorport_hub.core.decode.scales import FLOATS
 from tensorport_hub.core.detect.blocks import Blocks, is_compressed_tensors, read_blocks
 from tensorport_hub.core.detect.checkpoint import Checkpoint, Claim
 from tensorport_hub.core.tensor import TensorSpec, shorten
@@ -30,7 +31,6 @@ SUFFIXES = (
 FACTS: tuple[str, ...] = ()
 
 _WEIGHT = "weight"
-_FLOATS = ("F32", "F16", "BF16")
 
 
 def claim(tensor: TensorSpec, checkpoint: Checkpoint) -> Claim | None:
@@ -47,7 +47,7 @@ def claim(tensor: TensorSpec, checkpoint: Checkpoint) -> Claim | None:
     blocks = _expert_blocks(tensor, scale) or read_blocks(
         tensor, scale, checkpoint, module=tensor.name.removesuffix(_WEIGHT).rstrip("._")
     )
-    as_scale = is_compressed_tensors(checkpoint) and scale.dtype.name in _FLOATS
+    as_scale = is_compressed_tensors(checkpoint) and scale.dtype.name in FLOATS
     returns = scale.dtype.name if as_scale else "BF16"
     return Claim(tensor.name, Float8(tensor, scale, *blocks, tensor.dtype.name, returns))
 

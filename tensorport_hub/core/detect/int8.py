@@ -6,7 +6,8 @@ as scales belong to 4-bit floats in I8, and gemma's own files to their family: t
 
 from __future__ import annotations
 
-from tensorport_hub.core.decode.int8 import SCALES, Int8, Int8Zero
+from tensorport_hub.core.decode.int8 import Int8, Int8Zero
+from tensorport_hub.core.decode.scales import FLOATS
 from tensorport_hub.core.detect.blocks import read_blocks
 from tensorport_hub.core.detect.checkpoint import Checkpoint, Claim
 from tensorport_hub.core.tensor import TensorSpec
@@ -24,7 +25,7 @@ def claim(tensor: TensorSpec, checkpoint: Checkpoint) -> Claim | None:
     if tensor.dtype.name != "I8" or not tensor.name.endswith("weight") or checkpoint.method in _OTHERS:
         return None
     scale = checkpoint.find(f"{tensor.name}_scale")
-    if scale is None or scale.dtype.name not in SCALES:
+    if scale is None or scale.dtype.name not in FLOATS:
         return None
     module = tensor.name.removesuffix("weight").rstrip("._")
     blocks = read_blocks(tensor, scale, checkpoint, module=module)

@@ -8,14 +8,13 @@ number of scales, else the columns divided by it.
 from __future__ import annotations
 
 from tensorport_hub.core.decode.modelopt_int4 import ModelOptInt4, ModelOptInt4Awq
+from tensorport_hub.core.decode.scales import FLOATS
 from tensorport_hub.core.detect.checkpoint import Checkpoint, Claim
 from tensorport_hub.core.tensor import TensorSpec
 from tensorport_hub.errors import CheckpointError
 
 SUFFIXES: tuple[tuple[str, str], ...] = ((".pre_quant_scale", ".weight"), (".weight_scale_2", ".weight"))
 FACTS: tuple[str, ...] = ()
-
-_FLOATS = ("F32", "F16", "BF16")
 
 
 def claim(tensor: TensorSpec, checkpoint: Checkpoint) -> Claim | None:
@@ -24,7 +23,7 @@ def claim(tensor: TensorSpec, checkpoint: Checkpoint) -> Claim | None:
         return None
     module = tensor.name.removesuffix(".weight")
     scale = checkpoint.find(f"{module}.weight_scale")
-    if scale is None or scale.dtype.name not in _FLOATS:
+    if scale is None or scale.dtype.name not in FLOATS:
         return None
     *lead, pairs, columns = tensor.shape
     if len(scale.shape) != len(tensor.shape) or scale.shape[:-1] != (*lead, pairs * 2):

@@ -171,7 +171,7 @@ def test_nan_scale(layout):
     """A NaN scale is an error that names the tensor."""
     case = Case(layout)
     case.stored[2][:] = 0xFF
-    with pytest.raises(CheckpointError, match=r"scales `s`.*NaN"):
+    with pytest.raises(CheckpointError, match=r"`s`.*expected numbers, got NaN"):
         case.decode(0, 64)
 
 

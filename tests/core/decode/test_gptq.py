@@ -189,7 +189,7 @@ def test_nan_scale():
     """A NaN scale is an error that names the tensor."""
     case = Case()
     case.stored[2] = np.full(case.stored[2].size, 0xFF, np.uint8)
-    with pytest.raises(CheckpointError, match=r"scales `s`.*NaN"):
+    with pytest.raises(CheckpointError, match=r"`s`.*expected numbers, got NaN"):
         case.decode(0, 64)
 
 

@@ -169,7 +169,7 @@ def test_a_nan_scale_is_an_error():
     """Scales are numbers."""
     case = Case(scale="F32")
     case.stored[1] = np.full(case.stored[1].size // 4, np.nan, np.float32).view(np.uint8)
-    with pytest.raises(CheckpointError, match=r"scales `w_scale`.*NaN"):
+    with pytest.raises(CheckpointError, match=r"`w_scale`.*expected numbers, got NaN"):
         case.decode(0, case.decoder.grain)
 
 

@@ -127,7 +127,7 @@ def test_a_nan_scale_is_an_error():
     """Scales are numbers."""
     decoder, stored, _ = sample("24", "I8", scales=(6, 1))
     stored[2] = np.full(24, 0xFF, np.uint8)
-    with pytest.raises(CheckpointError, match=r"scales `scale`.*NaN"):
+    with pytest.raises(CheckpointError, match=r"`scale`.*expected numbers, got NaN"):
         decode(decoder, stored, 0, decoder.items)
 
 
