@@ -53,7 +53,7 @@ def options(given: Mapping[str, Any]) -> Options:
 
 
 def _refuse_stacked(options: Options) -> None:
-    """Stacked experts are decoded, and no names of transformers."""
+    """Refuse options that stacked experts rule out: they are decoded, and have no names in transformers."""
     if SAFETENSORS.name in options.formats:
         raise UseError(
             "`--experts stacked` and `--format safetensors` exclude each other: that format has transformers'"

@@ -1,6 +1,6 @@
 """The wiring of a whole run: a reading gets a destination, an outcome becomes card, manifest and commit.
 
-This is the only module that knows the edges and the engine both.
+`audit` wires verification in the same way, `cluster.workplace` a worker, `checkpoint` reading.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from tensorport_hub.results import Inspection, MirrorResult
 
 
 def refuse_inside(page: Page, job: Job) -> None:
-    """No page in the mirror itself."""
+    """Refuse a page inside of the mirror, whose folder holds the mirror alone."""
     if isinstance(job.destination, FolderDestination):
         page.refuse_inside(Path(job.destination.name))
 

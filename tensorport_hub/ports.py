@@ -1,8 +1,8 @@
 """The ports: what the engine asks of the outside world, as protocols whose docstrings are duties.
 
 `Source` gives bytes, `Sink` takes them, `Journal` remembers what is finished, `Report` is told what happens.
-Implementations live in `edge/`; each is held to the same suite in `tests/contracts/`. Nothing here does
-anything.
+Those that reach outside live in `edge/`; each is held to the same suite in `tests/contracts/`. Nothing here
+does anything.
 """
 
 from __future__ import annotations

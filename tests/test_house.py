@@ -1,8 +1,8 @@
 """The house rules: which room may import which, what core may not do, and how long things may be.
 
-Floors are those of the house's plan: an import goes to a lower floor, never up and never across, except
-inside `core` (where only cycles are forbidden) and where a room's own rule below says so. Imports inside
-functions count; those under `TYPE_CHECKING` do not run and do not count.
+Floors are those of README's "How it works": an import goes to a lower floor, never up and never across,
+except inside `core` (where only cycles are forbidden) and where a room's own rule below says so. Imports
+inside functions count; those under `TYPE_CHECKING` do not run and do not count.
 """
 
 from __future__ import annotations
@@ -217,7 +217,7 @@ def test_imports_go_down(module):
     ],
 )
 def test_the_rule_itself(module, imported, fine):
-    """The rule says yes and no where the house's plan does."""
+    """The rule says yes and no where the floors do."""
     assert allowed(module, imported) is fine
 
 

@@ -247,7 +247,7 @@ def _plain(tensor: TensorSpec, precision: str) -> Recipe:
 
 
 def refuse_unsupported(tensor: TensorSpec, checkpoint: Checkpoint) -> None:
-    """Whether an unclaimed tensor may pass as it is.
+    """Refuse an unclaimed tensor that must not pass as it is.
 
     Raises:
         CheckpointError: it looks like a part of something quantized.

@@ -1,1 +1,1 @@
-"""The outside world, one thing a file; each implements a port of `ports.py`."""
+"""The outside world, one thing a file: the ports of `ports.py`, and what they are made of."""

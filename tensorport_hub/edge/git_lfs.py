@@ -108,7 +108,7 @@ class GitObjects:
         return [receipt for receipt in asked if receipt.sha256 in lacking]
 
     def confirm(self, receipts: Iterable[Receipt]) -> None:
-        """The server has all of these.
+        """Ask the server whether it has all of these, and refuse to go on where it has not.
 
         Raises:
             DestinationError: no, though it took them; the first is named.

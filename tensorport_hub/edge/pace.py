@@ -2,9 +2,8 @@
 
 The Hub counts by account, not by run: about 128 commits an hour, and so many requests in each window of five
 minutes. So all clients of one endpoint and token share one `Pace`, whichever mirror, thread or bot they work
-for. It is the only state of the whole process, because what it stands for is the account's alone. A window
-that was found exhausted is closed for everybody until it ends: nobody knocks meanwhile, and it is waited out
-once (`RateLimit: "api";r=0;t=<seconds>`, as the Hub's documentation of rate limits has it).
+for. A window that was found exhausted is closed for everybody until it ends: nobody knocks meanwhile, and it
+is waited out once (`RateLimit: "api";r=0;t=<seconds>`, as the Hub's documentation of rate limits has it).
 
 Other machines may work for the same account: then each is dealt a share of every window, and holds back by
 itself when that is used up, whatever the Hub would still let pass.

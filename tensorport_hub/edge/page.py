@@ -29,7 +29,7 @@ class Page:
             raise UseError(f"report `{path}`: folder `{folder}` may not be written to")
 
     def refuse_inside(self, folder: Path) -> None:
-        """A mirror holds what its manifest lists, and nothing besides."""
+        """Refuse a page inside of a mirror: that holds what its manifest lists, and nothing besides."""
         if folder.resolve() in self.path.resolve().parents:
             raise UseError(f"report `{self.path}` lies in the mirror `{folder}`", hint="write it elsewhere")
 

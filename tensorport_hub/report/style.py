@@ -1,4 +1,4 @@
-"""The page's look in light and dark, and the few lines of script that it does without.
+"""The page's look in light and dark, and a few lines of script; the page works without them.
 
 Nine colours for nine kinds: tints that dark text is read on, and shades for light text. The script names the
 cell under the pointer in a line that does not move, and dims what a search does not find.

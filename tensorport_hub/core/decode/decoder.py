@@ -109,7 +109,10 @@ class Decoder(ABC):
         return tuple((0, tensor.nbytes) for tensor in self.inputs)
 
     def needs(self, start: int, stop: int) -> tuple[Strip, ...]:
-        """The same for all layouts, those whose ranges are strips of a stored matrix included."""
+        """For output items `start:stop`: the bytes of each input, as strips.
+
+        By default the ranges of `spans`; a layout that is stored transposed overrides this instead.
+        """
         return tuple(contiguous(first, last) for first, last in self.spans(start, stop))
 
     def reached(self, stop: int) -> int:
@@ -120,7 +123,10 @@ class Decoder(ABC):
         return min(-(-stop // self.unit) * self.grain, self.items)
 
     def settled(self, companions: Sequence[Bytes], start: int, stop: int) -> Decoder:
-        """For items `start:stop`, whose companions these are: the decoder whose spans are exact."""
+        """The decoder for exactly these items, given the bytes of every input but the primary.
+
+        Only `indexed` layouts override it: before, their spans are an upper bound; after, exact.
+        """
         return self
 
     @abstractmethod

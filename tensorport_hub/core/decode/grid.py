@@ -75,7 +75,7 @@ class Grid:
         return (*lead, self.down, self.across)
 
     def check(self, scale: TensorSpec, dtypes: Collection[str], *, of: TensorSpec) -> None:
-        """`scale` holds this grid's factors, whatever axes of length 1 it is written with.
+        """Refuse a `scale` that does not hold this grid's factors; axes of length 1 do not matter.
 
         Raises:
             CheckpointError: its dtype is none of `dtypes`, or its shape is another grid's.

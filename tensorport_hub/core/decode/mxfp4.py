@@ -123,7 +123,7 @@ def count_overflow(values: Dense, scales: Bytes) -> int:
 def check_rows(
     weight: TensorSpec, scales: TensorSpec, scheme: str, block_nbytes: int, dtypes: Sequence[str]
 ) -> None:
-    """A row-packed weight [..., rows, blocks * block_nbytes] and its E8M0 scales [..., rows, blocks].
+    """Refuse all but a weight [..., rows, blocks * block_nbytes] with E8M0 scales [..., rows, blocks].
 
     Raises:
         CheckpointError: they don't belong together.

@@ -203,7 +203,7 @@ class Nvfp4Awq(Nvfp4Times):
 
 
 def check_scales(scales: TensorSpec, want: tuple[int, ...], weight: TensorSpec) -> None:
-    """Block scales of the shape that the weight asks for.
+    """Refuse block scales of another shape than the weight asks for.
 
     Raises:
         CheckpointError: they are not.
@@ -215,7 +215,7 @@ def check_scales(scales: TensorSpec, want: tuple[int, ...], weight: TensorSpec) 
 
 
 def check_global(scale: TensorSpec, weight: TensorSpec) -> None:
-    """One global scale, or one for each of the leading matrices.
+    """Refuse a global scale that is neither one number nor one for each of the leading matrices.
 
     Raises:
         CheckpointError: it is not.

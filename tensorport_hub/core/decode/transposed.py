@@ -129,7 +129,7 @@ class Transposed(Grouped):
         return ColumnGroups(self.size)
 
     def _check_companions(self, layout: str, zeros_shape: tuple[int, ...], zeros_dtype: str) -> None:
-        """Scales and zero points belong to the weight.
+        """Refuse scales and zero points that do not belong to the weight.
 
         Raises:
             CheckpointError: they don't.
@@ -165,7 +165,7 @@ def turned(stored: Matrix) -> Matrix:
 
 
 def check_groups(layout: str, scales: TensorSpec, columns: int, groups: int, size: int) -> None:
-    """Groups of `size` columns cover the columns.
+    """Refuse groups of `size` columns that do not cover the columns.
 
     Raises:
         CheckpointError: there are more or fewer.

@@ -109,7 +109,7 @@ def _nvfp4(tensor: TensorSpec, scales: TensorSpec, stem: str, checkpoint: Checkp
 
 
 def _refuse_variants(tensor: TensorSpec, stem: str, checkpoint: Checkpoint) -> None:
-    """What changes the weight in ways that are not documented.
+    """Refuse what changes the weight in ways that are not documented.
 
     Raises:
         CheckpointError: such a variant.

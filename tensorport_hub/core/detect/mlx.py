@@ -59,7 +59,7 @@ def claim(tensor: TensorSpec, checkpoint: Checkpoint) -> Claim | None:
 
 
 def _refuse_orphan(tensor: TensorSpec, stem: str, checkpoint: Checkpoint) -> None:
-    """Offsets beside scales belong to a weight.
+    """Refuse offsets beside scales that no weight belongs to.
 
     Raises:
         CheckpointError: it is absent.
