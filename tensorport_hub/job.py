@@ -39,12 +39,12 @@ from tensorport_hub.edge.hub_xet_ranges import RANGES_NBYTES
 from tensorport_hub.edge.local import parse_folder
 from tensorport_hub.edge.retry import retried
 from tensorport_hub.engine import Outcome
-from tensorport_hub.engine.budget import Allotment, allot
+from tensorport_hub.engine.budget import ENDING, Allotment, allot
 from tensorport_hub.errors import LimitError, UseError, gather
 from tensorport_hub.git_destination import GitDestination
 from tensorport_hub.hub_destination import HubDestination
 from tensorport_hub.meter import Meter, peak_memory
-from tensorport_hub.ports import Published, Sink, Warned
+from tensorport_hub.ports import SMALL_NBYTES, Published, Sink, Warned
 from tensorport_hub.reading import Reading, read_seconds, source_location
 from tensorport_hub.results import MirrorResult, PlanResult, Stats
 
@@ -83,7 +83,10 @@ class Limits:
         at_once = plan.files_at_once
         session, writer = 0, at_once * _SPOOL_NBYTES
         if streams:
-            session, writer = buffered(plan.bytes_out, streams=at_once)
+            small = sum(file.size for file in plan.outputs if file.size <= SMALL_NBYTES)
+            session, writer = buffered(
+                plan.bytes_out, streams=at_once, small=min(small, ENDING * SMALL_NBYTES)
+            )
         return allot(
             self.max_memory,
             workers=min(self.workers, max(_XET_STREAMS // at_once, 1)) if streams else self.workers,

@@ -91,13 +91,18 @@ class Writer(Protocol):
         """Forget the file; never raises. Idempotent, and harmless after `finish`."""
 
 
+SMALL_NBYTES = 1 << 20
+"""A file of at most so many bytes is small: dozens of them may be on their way beside others."""
+
+
 class Store(Protocol):
     """Where the content of files goes; that it is there makes none of it visible to readers."""
 
     def open(self, path: str, size: int) -> Writer:
         """Begin a file of exactly `size` bytes; opening the same path again starts it anew.
 
-        Safe to call from several threads. May block until a stream or staging space is free.
+        Safe to call from several threads. May block until a stream (for a file that is not small) or staging
+        space is free.
         """
 
 

@@ -139,12 +139,12 @@ class HubClient:
 
     def lfs_batch(
         self, repo_id: str, receipts: Sequence[Receipt]
-    ) -> dict[str, LfsUpload | DestinationError | None]:
-        """By sha256, how to upload an object; None where the Hub has it already, or why it refuses it."""
+    ) -> list[LfsUpload | DestinationError | None]:
+        """How to upload each of these objects; None where the Hub has it already, or why it refuses it."""
         paths = {receipt.sha256: receipt.path for receipt in receipts}
         infos = {receipt.sha256: _upload_info(receipt) for receipt in receipts}
 
-        def ask(api: HfApi) -> dict[str, LfsUpload | DestinationError | None]:
+        def ask(api: HfApi) -> list[LfsUpload | DestinationError | None]:
             objects, errors, _ = post_lfs_batch_info(
                 infos.values(), None, "model", repo_id, endpoint=self.endpoint, headers=self.headers()
             )
@@ -157,7 +157,7 @@ class HubClient:
                 answers[one["oid"]] = DestinationError(refused)
             if answers.keys() != paths.keys():
                 raise ValueError("it is not about the objects that were asked for")
-            return answers
+            return [answers[receipt.sha256] for receipt in receipts]
 
         more = f" and {len(receipts) - 1} more" if len(receipts) > 1 else ""
         return self.call(ask, f"upload of `{receipts[0].path}`{more}")

@@ -19,10 +19,10 @@ from urllib.parse import urlsplit
 
 from tensorport_hub.edge.http import Http, failure
 from tensorport_hub.edge.hub_answers import LfsUpload
-from tensorport_hub.edge.hub_batch import LfsBatch
 from tensorport_hub.edge.hub_client import HubClient
 from tensorport_hub.edge.retry import retried
 from tensorport_hub.edge.staging import Spool, Staging
+from tensorport_hub.edge.together import Together
 from tensorport_hub.errors import DestinationError
 from tensorport_hub.ports import Receipt, Report
 
@@ -34,7 +34,7 @@ class LfsSession:
 
     def __init__(self, client: HubClient, http: Http, repo_id: str, *, max_disk: int, report: Report) -> None:
         self.client, self.http, self.report = client, http, report
-        self.batch = LfsBatch(client, repo_id)
+        self.batch = Together[Receipt, LfsUpload | None](lambda asked: client.lfs_batch(repo_id, asked))
         self._staging = Staging(
             max_disk=max_disk,
             otherwise="raise `--max-disk`, lower `--shard-size`, or use `--transfer xet`: it stages nothing",

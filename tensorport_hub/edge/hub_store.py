@@ -15,7 +15,7 @@ from tensorport_hub.edge.hub_lfs import LfsSession
 from tensorport_hub.edge.hub_xet import XetSession
 from tensorport_hub.edge.retry import retried
 from tensorport_hub.errors import DestinationError
-from tensorport_hub.ports import Receipt, Report, Writer
+from tensorport_hub.ports import SMALL_NBYTES, Receipt, Report, Writer
 
 _PATIENCE = 6
 """An upload's answer may take so many times as long as a read: the other side checks what it got first."""
@@ -26,7 +26,7 @@ class HubStore:
 
     Args:
         transport: how bytes get there.
-        writers: files that may be open at once.
+        writers: files that may be open at once, besides small ones.
     """
 
     def __init__(self, transport: XetSession | LfsSession, http: Http, *, writers: int) -> None:
@@ -69,6 +69,8 @@ class HubStore:
         return isinstance(self._transport, XetSession)
 
     def open(self, path: str, size: int) -> Writer:
+        if size <= SMALL_NBYTES:
+            return self._transport.open(path, size)
         self._slots.acquire()
         try:
             return _Slotted(self._transport.open(path, size), self._slots)

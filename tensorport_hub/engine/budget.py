@@ -22,6 +22,9 @@ MiB = 1024 * 1024
 BASE = 110 * MiB
 """Interpreter, numpy, ml_dtypes, huggingface_hub and hf_xet."""
 
+ENDING = 32
+"""Small files that are finished at a time, besides the workers' own."""
+
 _SCRATCH = 8 * MiB
 _LARGEST_BLOCK = 8 * MiB
 _SMALLEST_BLOCK = 256 * 1024

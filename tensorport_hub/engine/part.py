@@ -46,6 +46,7 @@ class PartWriter:
 
     Args:
         pull: makes a part that reads all that it needs.
+        end: is given every file that is complete, and the part that completed it; has it `finish`ed.
         done: is told of every file that was written.
     """
 
@@ -55,12 +56,14 @@ class PartWriter:
         reader: Reader,
         outputs: Outputs,
         pull: Callable[[Part], PartRun],
+        end: Callable[[Output, PartRun], None],
         done: Done,
         stop: StopFlag,
         report: Report,
     ) -> None:
         self._plan, self._reader, self._outputs = plan, reader, outputs
-        self._pull, self._done, self._stop, self._report = pull, done, stop, report
+        self._pull, self._end, self._done = pull, end, done
+        self._stop, self._report = stop, report
         self._given: deque[PartRun] = deque()
         self._taken = threading.Condition()
         self._turn = threading.Lock()
@@ -96,7 +99,7 @@ class PartWriter:
             return run, None
 
     def write(self, run: PartRun, refused: BaseException | None) -> None:
-        """Write the part as it is fed; make files again that failed in passing, and finish those that end.
+        """Write the part as it is fed, and have those files finished that end with it.
 
         Raises:
             TensorportError: what the sink, the source or the values are at fault for.
@@ -111,7 +114,7 @@ class PartWriter:
             run.drain()
             run.let_go()
             for output in self._outputs.passed(run.part):
-                self._finish(output)
+                self._end(output, run)
         except BaseException as error:
             self._stop.fail(error)  # before the rest is let go, or the lane would read it first
             for output, _ in open_now:
@@ -152,8 +155,13 @@ class PartWriter:
         for output, recipe in live:
             output.cost(recipe, losses[recipe])
 
-    def _finish(self, output: Output) -> None:
-        """Finish a file; make it again where it failed."""
+    def finish(self, output: Output) -> None:
+        """Finish a file; make it again where it failed in passing.
+
+        Raises:
+            TensorportError: what the sink, the source or the values are at fault for.
+            Stopped: the run stopped.
+        """
         failure = output.failure
         if failure is None:
             try:

@@ -10,11 +10,15 @@ stops everything, and is what `run` raises.
 Where files hold several tensors, one lane and one worker go through the parts in plan order, which is the
 order in such a file; parts that nothing feeds are given at their place. Only fetching is parallel then.
 
+Small files that are complete are finished beside the workers, dozens at a time: that is waiting for the sink,
+which may take them together.
+
 What is finished, and whether it is kept, is the `Ledger`'s; `carry_out` enters each file as it is finished.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
@@ -30,18 +34,18 @@ from tensorport_hub.core.progress import Doubted, Entry, MadeFile, Progress, Rea
 from tensorport_hub.core.schedule import Schedule
 from tensorport_hub.core.tiles import Tile, member_tiles
 from tensorport_hub.engine.blocks import BlockPool, Room, StopFlag, Stopped
-from tensorport_hub.engine.budget import Allotment
+from tensorport_hub.engine.budget import ENDING, Allotment
 from tensorport_hub.engine.feed import PartRun, Streamed
 from tensorport_hub.engine.lane import Lane
 from tensorport_hub.engine.ledger import Ledger, Outcome, receipt_of
-from tensorport_hub.engine.outputs import Outputs
+from tensorport_hub.engine.outputs import Output, Outputs
 from tensorport_hub.engine.part import Lost, PartWriter
 from tensorport_hub.engine.reader import Reader
 from tensorport_hub.engine.stacked import StackedRun
 from tensorport_hub.engine.tiled import Tiled
 from tensorport_hub.engine.witness import Witness
 from tensorport_hub.errors import VerificationError
-from tensorport_hub.ports import Journal, Receipt, Report, Sink, Source, Store
+from tensorport_hub.ports import SMALL_NBYTES, Journal, Receipt, Report, Sink, Source, Store
 
 _GRACE = 3.0
 """Seconds that an interrupted run waits for its threads to let go."""
@@ -145,13 +149,15 @@ class _Run:
         }
         self._outputs = Outputs(plan, store, left.make, expected, report)
         self._writer = PartWriter(
-            plan, self._reader, self._outputs, self._pull, self._done, self._stop, report
+            plan, self._reader, self._outputs, self._pull, self._end, self._done, self._stop, report
         )
         workers, self._lanes = (1, 1) if plan.is_ordered else (work.allotment.workers, work.allotment.lanes)
         self._pools: SimpleQueue[BlockPool] = SimpleQueue()
         for _ in range(self._lanes):
             self._pools.put(BlockPool(work.allotment.buffers, work.allotment.block, self._stop))
         self._workers = ThreadPoolExecutor(workers, thread_name_prefix="part")
+        self._enders = ThreadPoolExecutor(ENDING, thread_name_prefix="end")
+        self._ending = threading.Semaphore(ENDING)
         self._writing: set[Future[None]] = set()
 
     def run(self) -> None:
@@ -162,6 +168,7 @@ class _Run:
             for walk in walks:
                 walk.result()
             self._workers.shutdown(wait=True)
+            self._enders.shutdown(wait=True)
         except BaseException as error:
             self._stop.fail(error)
             self._workers.shutdown(wait=False, cancel_futures=True)
@@ -172,6 +179,7 @@ class _Run:
             self._outputs.abort()
             lanes.shutdown(wait=False, cancel_futures=True)
             self._workers.shutdown(wait=False, cancel_futures=bool(self._stop))
+            self._enders.shutdown(wait=False)
         if self._stop.error is not None:
             raise self._stop.error
 
@@ -244,7 +252,9 @@ class _Run:
 
     def _give(self, run: PartRun) -> None:
         self._writer.give(run)
-        future = self._workers.submit(self._write)
+        self._note(self._workers.submit(self._write))
+
+    def _note(self, future: Future[None]) -> None:
         self._writing.add(future)
         future.add_done_callback(self._writing.discard)
 
@@ -259,6 +269,24 @@ class _Run:
         finally:
             run.let_go()
             self._room.give(run.holds)
+
+    def _end(self, output: Output, run: PartRun) -> None:
+        """Have a complete file finished: beside, but for large ones, and what is made again in held room."""
+        if output.file.size > SMALL_NBYTES or run.holds:
+            self._writer.finish(output)
+            return
+        self._ending.acquire()
+        self._note(self._enders.submit(self._finish, output))
+
+    def _finish(self, output: Output) -> None:
+        try:
+            self._writer.finish(output)
+        except Stopped:
+            return
+        except BaseException as error:
+            self._fail(error, {output.file.index})
+        finally:
+            self._ending.release()
 
     def _done(self, file: OutFile, receipt: Receipt, lost: Lost) -> None:
         self._enter(MadeFile(file.index, receipt.size, receipt.sha256, lost))

@@ -1,20 +1,25 @@
-"""LFS objects asked for together: few requests, each answer to who asked, a fault to who suffered it."""
+"""Small things sent together: few requests, each answer to who asked, a fault to who suffered it."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
 from tensorport_hub.devhub import DevHub, Fault
+from tensorport_hub.edge.http import Http
 from tensorport_hub.edge.hub_answers import LfsUpload
-from tensorport_hub.edge.hub_batch import LfsBatch
 from tensorport_hub.edge.hub_client import HubClient
+from tensorport_hub.edge.hub_xet import XetSession
+from tensorport_hub.edge.together import Together
 from tensorport_hub.errors import DestinationError
 from tensorport_hub.ports import Receipt
 
+LfsBatch = Together[Receipt, LfsUpload | None]
 BATCH = "*/info/lfs/objects/batch"
 
 
@@ -25,9 +30,10 @@ def receipts(count: int) -> list[Receipt]:
 
 
 def batch_of(hub: DevHub) -> LfsBatch:
+    """The LFS batch endpoint of one repository."""
     client = HubClient(endpoint=hub.endpoint, token=hub.token)
     client.create_repo("me/mirror", private=False)
-    return LfsBatch(client, "me/mirror")
+    return LfsBatch(lambda objects: client.lfs_batch("me/mirror", objects))
 
 
 def asked(hub: DevHub) -> int:
@@ -102,3 +108,62 @@ def test_a_lone_writer_waits_for_nobody(hub: DevHub) -> None:
     for receipt in receipts(3):
         assert batch.ask(receipt) is not None
     assert asked(hub) == 3
+
+
+def xet_requests(hub: DevHub, path: str) -> int:
+    """Requests so far to a place of the Xet storage."""
+    return sum(seen.method == "POST" and path in seen.path for seen in hub.seen)
+
+
+def send_small(session: XetSession, contents: dict[str, bytes]) -> dict[str, Future[Receipt]]:
+    """Small files, each written by a thread of its own."""
+
+    def send(path: str, data: bytes) -> Receipt:
+        upload = session.open(path, len(data))
+        upload.write(memoryview(data))
+        return upload.finish()
+
+    with ThreadPoolExecutor(len(contents)) as pool:
+        return {path: pool.submit(send, path, data) for path, data in contents.items()}
+
+
+@pytest.fixture
+def xet(hub: DevHub) -> Iterator[XetSession]:
+    """Uploads to the Xet storage of `me/mirror`."""
+    client, http = HubClient(endpoint=hub.endpoint, token=hub.token), Http(read_seconds=5)
+    client.create_repo("me/mirror", private=False)
+    session = XetSession.offered(client, http, "me/mirror")
+    assert session is not None
+    yield session
+    session.close()
+    http.close()
+
+
+def test_small_files_share_a_commit_of_the_storage(hub: DevHub, xet: XetSession) -> None:
+    """Thirty small files that end while one is sent are one xorb; each receipt is of its own content."""
+    contents = {f"{i}.npy": os.urandom(3000 + i) for i in range(30)} | {"empty.npy": b""}
+    hub.faults.add(Fault("stall", "POST", path="*/xorbs*", seconds=0.5))
+    for path, future in send_small(xet, contents).items():
+        data = contents[path]
+        assert future.result() == Receipt(path, len(data), hashlib.sha256(data).hexdigest())
+    assert xet_requests(hub, "/xorbs") <= 4
+
+
+def test_a_storage_that_fails_is_an_error_that_may_pass(hub: DevHub, xet: XetSession) -> None:
+    """Whoever sent gets an error of ours; the same files go once the storage works again."""
+    contents = {f"{i}.npy": os.urandom(3000) for i in range(5)}
+    hub.faults.add(Fault("status", "POST", path="*/xorbs*", status=403, times=None))
+    for future in send_small(xet, contents).values():
+        with pytest.raises(DestinationError, match="Xet upload failed") as caught:
+            future.result()
+        assert caught.value.transient
+    hub.faults.clear()
+    assert all(future.result().size == 3000 for future in send_small(xet, contents).values())
+
+
+def test_a_small_file_of_the_wrong_length(xet: XetSession) -> None:
+    """It is refused before anything is sent."""
+    upload = xet.open("a.npy", 4)
+    upload.write(memoryview(b"123"))
+    with pytest.raises(DestinationError, match="wrong length: expected 4 bytes, got 3"):
+        upload.finish()
