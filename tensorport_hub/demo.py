@@ -25,7 +25,7 @@ from safetensors.numpy import save
 
 from tensorport_hub import api
 from tensorport_hub.devhub import DevHub
-from tensorport_hub.errors import VerificationError
+from tensorport_hub.errors import DestinationError, VerificationError
 from tensorport_hub.ports import Event
 
 SOURCE = "openai-demo/gpt-oss-tiny"
@@ -118,8 +118,11 @@ def run(*, tell: Tell, on_event: Callable[[Event], object], keep: Path | None) -
     """Seed, mirror, read back, check, show; `keep` receives a copy of what came out.
 
     Raises:
+        DestinationError: `keep` holds something already, or can't be made; nothing was done.
         VerificationError: something that came out is not what it must be.
     """
+    if keep is not None:
+        _make_empty(keep)
     with (
         tempfile.TemporaryDirectory(prefix="tensorport-demo-") as folder,
         _home(Path(folder)),
@@ -140,6 +143,21 @@ def run(*, tell: Tell, on_event: Callable[[Event], object], keep: Path | None) -
         _show(back, tell)
         if keep is not None:
             tell(f"kept in {keep}")
+
+
+def _make_empty(folder: Path) -> None:
+    """Make the folder that receives a copy; what somebody has in it already is not ours to write over."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        found = next(folder.iterdir(), None)
+    except OSError as error:
+        raise DestinationError(
+            f"`{folder}` can't be made a folder: {error.strerror}", hint="choose an empty folder for `--keep`"
+        ) from error
+    if found is not None:
+        raise DestinationError(
+            f"`{folder}` is not empty: it holds `{found.name}`", hint="choose an empty folder for `--keep`"
+        )
 
 
 def _read_back(endpoint: str, token: str, folder: Path) -> Path:

@@ -84,7 +84,12 @@ def webhook(default: Path, url: str, watch: tuple[str, ...], root: str | None, s
 
 
 @click.command()
-@click.option("--keep", type=click.Path(path_type=Path), metavar="DIR", help="Keep what came out in DIR.")
+@click.option(
+    "--keep",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Keep what came out in DIR, which is empty.",
+)
 @click.option("--no-progress", is_flag=True, help="No live bar.")
 def demo(keep: Path | None, no_progress: bool) -> None:
     """Start a Hub of your own, mirror a tiny gpt-oss on it, check and show what came out."""

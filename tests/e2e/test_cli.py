@@ -203,6 +203,23 @@ def test_demo_runs(tmp_path: Path) -> None:
     assert [p for p in scratch.rglob("*") if p.is_file() and "tensorport" in p.name] == []
 
 
+def test_demo_keeps_off_what_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--keep` takes an empty folder alone: else exit 5 before anything runs, and everything stays."""
+    mine = tmp_path / "mine" / "README.md"
+    mine.parent.mkdir()
+    mine.write_text("precious")
+    monkeypatch.setattr("tensorport_hub.demo.tiny_gpt_oss", None)  # it would be called first of all
+    for keep, word in ((mine.parent, "is not empty"), (mine, "can't be made a folder")):
+        assert run("demo", "--keep", str(keep)) == 5
+        said = capsys.readouterr()
+        assert word in said.err
+        assert "hint: choose an empty folder" in said.err
+        assert said.out == ""
+    assert [path.read_text() for path in tmp_path.rglob("*") if path.is_file()] == ["precious"]
+
+
 def test_devhub_serves_what_was_added(tmp_path: Path) -> None:
     """`devhub add` seeds a stopped devhub; `devhub` prints what to export, serves it, and stops on SIGINT."""
     root = tmp_path / "root"
