@@ -8,9 +8,9 @@ them, and each process reads only its own from the Hub.
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -178,16 +178,21 @@ def spread(name: str, shape: tuple[int, ...]) -> Sharding:
     return NamedSharding(mesh, P("devices") if divided else P())
 
 
-def main(source: str, prompt: str, count: str = "20") -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What a gpt-oss says after a prompt.")
+    parser.add_argument("source", help="a mirror of gpt-oss: me/gpt-oss-20b-npy, or a folder")
+    parser.add_argument("prompt")
+    parser.add_argument("count", nargs="?", type=int, default=20, help="tokens to decode (20)")
+    given = parser.parse_args()
     from tokenizers import Tokenizer  # pip install tokenizers
 
-    with open_checkpoint(source) as checkpoint:
+    with open_checkpoint(given.source) as checkpoint:
         config = Config.of(json.loads(checkpoint.read_file("config.json")))
         tokenizer = Tokenizer.from_str(checkpoint.read_file("tokenizer.json").decode())
         params = load_gpt_oss(checkpoint, dtype="bfloat16", sharding=spread)
-    ids = tokenizer.encode(prompt).ids
-    print(prompt + tokenizer.decode(greedy(params, config, ids, int(count))))
+    ids = tokenizer.encode(given.prompt).ids
+    print(given.prompt + tokenizer.decode(greedy(params, config, ids, given.count)))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -1,8 +1,9 @@
 """Mirror a list of models by one Hugging Face Job, once or on a schedule.
 
-    python hf_job.py mirrors.toml                        # now
-    python hf_job.py mirrors.toml --schedule "@daily"    # again and again; CRON works too
-    python hf_job.py mirrors.toml --cluster local:4 --package "tensorport-hub[cluster]"
+    PACKAGE="tensorport-hub[cluster] @ git+https://github.com/OWNER/hf-tensorport"
+    python hf_job.py mirrors.toml --package "$PACKAGE"                       # now
+    python hf_job.py mirrors.toml --package "$PACKAGE" --schedule "@daily"   # again and again; or CRON
+    python hf_job.py mirrors.toml --package "$PACKAGE" --cluster local:4
 
 The list is that of `tensorport-hub mirror --from-file`; it travels in the job's environment. Your token
 travels as the job's secret, never in its command. What a job that hits its timeout had finished by its last
@@ -36,7 +37,7 @@ def main() -> None:
     parser.add_argument("--timeout", default="6h", help="when the job is ended (6h)")
     parser.add_argument("--namespace", help="organization that the job belongs to (you)")
     parser.add_argument("--cluster", default="", help="local:N: so many worker processes in the job")
-    parser.add_argument("--package", default="tensorport-hub", help="what pip installs in the job")
+    parser.add_argument("--package", required=True, help="what pip installs in the job")
     given = parser.parse_args()
     try:
         read_orders(given.list)  # all that is wrong is said here and now, not by a job

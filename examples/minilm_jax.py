@@ -7,9 +7,9 @@ from the mirror; `pip install tokenizers`.
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -80,11 +80,15 @@ def layer_norm(x: jax.Array, p: Params, eps: float) -> jax.Array:
     return centered * jax.lax.rsqrt((centered**2).mean(-1, keepdims=True) + eps) * p["weight"] + p["bias"]
 
 
-def main(source: str, *sentences: str) -> None:
-    embeddings = MiniLM(source)(sentences)
-    for sentence, cosines in zip(sentences, np.asarray(embeddings @ embeddings.T), strict=True):
+def main() -> None:
+    parser = argparse.ArgumentParser(description="How much alike sentences are: their cosines.")
+    parser.add_argument("source", help="a mirror of all-MiniLM-L6-v2: me/all-MiniLM-L6-v2-npy, or a folder")
+    parser.add_argument("sentences", nargs="+", metavar="sentence")
+    given = parser.parse_args()
+    embeddings = MiniLM(given.source)(given.sentences)
+    for sentence, cosines in zip(given.sentences, np.asarray(embeddings @ embeddings.T), strict=True):
         print(" ".join(f"{cosine:6.3f}" for cosine in cosines), sentence)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

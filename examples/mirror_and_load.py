@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import argparse
 
 import jax
 
@@ -10,8 +10,12 @@ from tensorport_hub import mirror
 from tensorport_hub.jax import load_params
 
 
-def main(source: str, destination: str) -> None:
-    result = mirror(source, destination)
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Mirror a model and load it as JAX arrays.")
+    parser.add_argument("source", help="org/model, or a folder")
+    parser.add_argument("destination", help="me/model-npy, or a folder such as ./out")
+    given = parser.parse_args()
+    result = mirror(given.source, given.destination)
     print(result.commit_url or result.destination)
     params = load_params(result.destination)
     for path, array in jax.tree_util.tree_leaves_with_path(params):
@@ -19,4 +23,4 @@ def main(source: str, destination: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3])
+    main()

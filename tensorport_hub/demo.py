@@ -12,9 +12,11 @@ import hashlib
 import json
 import math
 import os
+import string
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from safetensors.numpy import save
 
 from tensorport_hub import api
 from tensorport_hub.devhub import DevHub
-from tensorport_hub.errors import VerificationError
+from tensorport_hub.errors import DestinationError, VerificationError
 from tensorport_hub.ports import Event
 
 SOURCE = "openai-demo/gpt-oss-tiny"
@@ -87,19 +89,6 @@ def _files(tensors: dict[str, Any]) -> dict[str, bytes]:
     names = [f"model-{i + 1:05d}-of-00002.safetensors" for i in range(2)]
     weight_map = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
     total = sum(array.nbytes for array in tensors.values())
-    config = {
-        "architectures": ["GptOssForCausalLM"],
-        "model_type": "gpt_oss",
-        "hidden_size": _HIDDEN,
-        "intermediate_size": _INNER,
-        "num_hidden_layers": _LAYERS,
-        "num_local_experts": _EXPERTS,
-        "num_attention_heads": _HEADS,
-        "num_key_value_heads": _KV_HEADS,
-        "head_dim": _HEAD,
-        "vocab_size": _WORDS,
-        "quantization_config": {"quant_method": "mxfp4"},
-    }
     card = (
         "---\nlicense: apache-2.0\npipeline_tag: text-generation\n---\n\n# gpt-oss-tiny\n\nRandom weights.\n"
     )
@@ -108,18 +97,31 @@ def _files(tensors: dict[str, Any]) -> dict[str, bytes]:
         "model.safetensors.index.json": json.dumps(
             {"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2
         ).encode(),
-        "config.json": json.dumps(config, indent=2).encode(),
+        "config.json": json.dumps(_config(), indent=2).encode(),
+        "tokenizer.json": json.dumps(_tokenizer()).encode(),
         "generation_config.json": b'{"do_sample": true}\n',
         "README.md": card.encode(),
     }
+
+
+def seed(hub: DevHub) -> str:
+    """Put the tiny gpt-oss into a running devhub, unless it is there; its name."""
+    try:
+        hub.commits(SOURCE)
+    except KeyError:
+        hub.add_repo(SOURCE, tiny_gpt_oss())
+    return SOURCE
 
 
 def run(*, tell: Tell, on_event: Callable[[Event], object], keep: Path | None) -> None:
     """Seed, mirror, read back, check, show; `keep` receives a copy of what came out.
 
     Raises:
+        DestinationError: `keep` holds something already, or can't be made; nothing was done.
         VerificationError: something that came out is not what it must be.
     """
+    if keep is not None:
+        _make_empty(keep)
     with (
         tempfile.TemporaryDirectory(prefix="tensorport-demo-") as folder,
         _home(Path(folder)),
@@ -140,6 +142,99 @@ def run(*, tell: Tell, on_event: Callable[[Event], object], keep: Path | None) -
         _show(back, tell)
         if keep is not None:
             tell(f"kept in {keep}")
+
+
+def _config() -> dict[str, Any]:
+    """openai/gpt-oss-20b's own `config.json`, with this model's sizes."""
+    return {
+        "architectures": ["GptOssForCausalLM"],
+        "attention_bias": True,
+        "attention_dropout": 0.0,
+        "eos_token_id": 0,
+        "experts_per_token": 2,
+        "head_dim": _HEAD,
+        "hidden_act": "silu",
+        "hidden_size": _HIDDEN,
+        "initial_context_length": 4096,
+        "initializer_range": 0.02,
+        "intermediate_size": _INNER,
+        "layer_types": ["sliding_attention", "full_attention"] * (_LAYERS // 2),
+        "max_position_embeddings": 131072,
+        "model_type": "gpt_oss",
+        "num_attention_heads": _HEADS,
+        "num_experts_per_tok": 2,
+        "num_hidden_layers": _LAYERS,
+        "num_key_value_heads": _KV_HEADS,
+        "num_local_experts": _EXPERTS,
+        "output_router_logits": False,
+        "pad_token_id": 0,
+        "quantization_config": {
+            "modules_to_not_convert": [
+                "model.layers.*.self_attn",
+                "model.layers.*.mlp.router",
+                "model.embed_tokens",
+                "lm_head",
+            ],
+            "quant_method": "mxfp4",
+        },
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": {
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "factor": 32.0,
+            "original_max_position_embeddings": 4096,
+            "rope_type": "yarn",
+            "truncate": False,
+        },
+        "rope_theta": 150000,
+        "router_aux_loss_coef": 0.9,
+        "sliding_window": 128,
+        "swiglu_limit": 7.0,
+        "tie_word_embeddings": False,
+        "use_cache": True,
+        "vocab_size": _WORDS,
+    }
+
+
+def _tokenizer() -> dict[str, Any]:
+    """A `tokenizer.json` of gpt-oss' kind, byte-level BPE: all bytes, then as many pairs of letters."""
+    shown = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    hidden = [byte for byte in range(256) if byte not in shown]
+    # In the order of the bytes; what can't be seen stands in at U+0100 and above, as in GPT-2's vocabulary.
+    signs = [chr(byte if byte in shown else 256 + hidden.index(byte)) for byte in range(256)]
+    pairs = list(islice(product(signs[32] + string.ascii_letters, string.ascii_letters), _WORDS - len(signs)))
+    words = [*signs, *map("".join, pairs)]
+    return {
+        "version": "1.0",
+        "added_tokens": [],
+        "pre_tokenizer": {
+            "type": "ByteLevel",
+            "add_prefix_space": False,
+            "trim_offsets": True,
+            "use_regex": True,
+        },
+        "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+        "model": {
+            "type": "BPE",
+            "vocab": {word: number for number, word in enumerate(words)},
+            "merges": [" ".join(pair) for pair in pairs],
+        },
+    }
+
+
+def _make_empty(folder: Path) -> None:
+    """Make the folder that receives a copy; what somebody has in it already is not ours to write over."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        found = next(folder.iterdir(), None)
+    except OSError as error:
+        raise DestinationError(
+            f"`{folder}` can't be made a folder: {error.strerror}", hint="choose an empty folder for `--keep`"
+        ) from error
+    if found is not None:
+        raise DestinationError(
+            f"`{folder}` is not empty: it holds `{found.name}`", hint="choose an empty folder for `--keep`"
+        )
 
 
 def _read_back(endpoint: str, token: str, folder: Path) -> Path:

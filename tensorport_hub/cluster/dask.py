@@ -55,7 +55,7 @@ def check_address(text: str) -> None:
         import distributed  # noqa: F401 (only whether it is there)
     except ImportError:
         raise UseError(
-            "`--cluster` needs Dask", hint="install it: `pip install 'tensorport-hub[cluster]'`"
+            "`--cluster` needs Dask", hint="`pip install '.[cluster]'` in a clone of tensorport-hub"
         ) from None
 
 

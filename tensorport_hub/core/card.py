@@ -1,8 +1,8 @@
 """The model card (README.md) of a mirror: front matter that the Hub understands, and what a reader needs.
 
-Front matter is written by PyYAML, never by hand. `base_model_relation: quantized` is always there: where it
-is absent, the Hub's page says "Finetuned". What the card says follows from plan and source alone: no clock,
-no user, no destination, so that equal runs give equal cards.
+Front matter is written by PyYAML, never by hand. `base_model_relation: quantized` is there whenever a base
+model is named: where it is absent, the Hub's page says "Finetuned". What the card says follows from plan and
+source alone: no clock, no user, no destination, so that equal runs give equal cards.
 
 Source: the Hub's documentation of model cards ("Specifying a base model", "Specifying a library").
 """
@@ -72,7 +72,9 @@ def _front_matter(plan: Plan, source_card: Mapping[str, Any]) -> dict[str, Any]:
     front: dict[str, Any] = {key: stated[key] for key in _CARRIED if _is_plain(stated.get(key))}
     if plan.repo is not None:
         front["base_model"] = plan.repo
-    front["base_model_relation"] = "quantized"
+        # Of the Hub's four relations (adapter, merge, quantized, finetune) the only one that says the same
+        # model in another form: a plain copy is that, too, and without a relation would be called a finetune.
+        front["base_model_relation"] = "quantized"
     front["library_name"] = "tensorport-hub"
     tags = source_card.get("tags")
     kept = [tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else []

@@ -13,12 +13,23 @@ and only the command line and tests import it.
     traffic     the one door of both origins: limits, faults, the book of requests
 """
 
+try:
+    import aiohttp as _aiohttp  # noqa: F401
+    import blake3 as _blake3  # noqa: F401
+    import lz4 as _lz4  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        f"`tensorport_hub.devhub` needs the package `{error.name}`: `pip install '.[devhub]'` in a clone of"
+        " tensorport-hub",
+        name=error.name,
+    ) from error
+
 from tensorport_hub.devhub.database import RootInUse
 from tensorport_hub.devhub.deliveries import Delivery
 from tensorport_hub.devhub.faults import Fault
 from tensorport_hub.devhub.jobs import AskedJob
-from tensorport_hub.devhub.seeds import add, watch
+from tensorport_hub.devhub.seeds import add, let_in, watch
 from tensorport_hub.devhub.server import DevHub, serve
 from tensorport_hub.devhub.traffic import Seen
 
-__all__ = ["AskedJob", "Delivery", "DevHub", "Fault", "RootInUse", "Seen", "add", "serve", "watch"]
+__all__ = ["AskedJob", "Delivery", "DevHub", "Fault", "RootInUse", "Seen", "add", "let_in", "serve", "watch"]

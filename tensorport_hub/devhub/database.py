@@ -132,6 +132,8 @@ class RootLock:
             self._connection.execute("BEGIN EXCLUSIVE")
         except sqlite3.OperationalError as error:
             self._connection.close()
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+                raise
             raise RootInUse(f"another devhub serves `{root}`") from error
 
     def release(self) -> None:

@@ -17,8 +17,9 @@ from tensorport_hub.devhub.blobs import BLOCK, Blob, ObjectStore
 from tensorport_hub.devhub.commits import ATTRIBUTES, Draft, check_path, record
 from tensorport_hub.devhub.history import Commit
 from tensorport_hub.devhub.hub import Hub, Settings
+from tensorport_hub.devhub.refusals import Refusal
 from tensorport_hub.devhub.repo_api import found_repo, head_of
-from tensorport_hub.devhub.repos import Repo
+from tensorport_hub.devhub.repos import NAME, Repo, check_name
 from tensorport_hub.devhub.synthetic import SyntheticFile
 from tensorport_hub.devhub.trees import Entry, git_blob_oid, lfs_entry
 
@@ -44,12 +45,17 @@ def _sources(content: Content) -> Iterator[tuple[str, Path | bytes | SyntheticFi
         raise NotADirectoryError(f"`{folder}` is not a folder")
     if (folder / ATTRIBUTES).is_file():
         yield ATTRIBUTES, folder / ATTRIBUTES
-    for parent, folders, names in os.walk(folder):
+    for parent, folders, names in os.walk(folder, onerror=_raise):
         folders[:] = sorted(name for name in folders if name not in SKIPPED)
         for name in sorted(names):
             file = Path(parent) / name
             if file != folder / ATTRIBUTES:
                 yield file.relative_to(folder).as_posix(), file
+
+
+def _raise(error: OSError) -> None:
+    """A folder that can't be listed is an error: left out, the repository would lack its files."""
+    raise error
 
 
 def _blocks(source: Path | bytes) -> Iterator[bytes]:
@@ -127,11 +133,39 @@ def add(
     *,
     message: str | None = None,
 ) -> str:
-    """`add_repo` on the root of a devhub that may be running or not; the commit's id."""
+    """`add_repo` on the root of a devhub that may be running or not; the commit's id.
+
+    Raises:
+        ValueError: the name is no repository's, or a path can't stand in one.
+        OSError: a file of the folder can't be read, or the root can't be written.
+    """
+    check_name(repo_id)
     hub = Hub(Path(root), Settings(xet="off"))
     try:
         default_token(hub)
         return add_repo(hub, repo_id, folder, private=private, gated=gated, message=message)
+    except Refusal as refusal:
+        raise ValueError(refusal.message) from refusal
+    finally:
+        hub.close()
+
+
+def let_in(root: Path | str, user: str, orgs: Sequence[str] = (), gated: Sequence[str] = ()) -> str:
+    """Make the user a member of `orgs` who may write, and one who may read the models `gated`; a new write
+    token of theirs. On the root of a devhub that may be running or not.
+
+    Raises:
+        ValueError: a name is none, or `user` is an organization.
+    """
+    for name in (user, *orgs):
+        if not NAME.fullmatch(name):
+            raise ValueError(f"`{name}` is no name of a user or an organization")
+    for repo in gated:
+        check_name(repo)
+    hub = Hub(Path(root), Settings(xet="off"))
+    try:
+        hub.accounts.add_user(user, orgs=dict.fromkeys(orgs, "write"), can_read_gated=gated)
+        return hub.accounts.add_token(user)
     finally:
         hub.close()
 

@@ -290,9 +290,10 @@ def _listen(family: socket.AddressFamily, host: str, port: int) -> socket.socket
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listener.bind((host, port))
         listener.listen(256)
-    except OSError:
+    except OSError as error:
         listener.close()
-        raise
+        words = f"the devhub can't listen at `{host}:{port}`: {error.strerror}"
+        raise OSError(error.errno, words) from error
     listener.setblocking(False)
     return listener
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 try:
     import jax as _jax  # noqa: F401
 except ImportError:
-    raise ImportError("`tensorport_hub.jax` needs JAX: `pip install 'tensorport-hub[jax]'`") from None
+    raise ImportError(
+        "`tensorport_hub.jax` needs JAX: `pip install '.[jax]'` in a clone of tensorport-hub"
+    ) from None
 
 from tensorport_hub.jax.gpt_oss import load_gpt_oss
 from tensorport_hub.jax.params import load_params

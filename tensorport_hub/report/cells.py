@@ -6,9 +6,11 @@ many tensors it stands for. So the number of cells is bounded, whatever the chec
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from tensorport_hub.report.treemap import Box, squarify
 
@@ -74,11 +76,20 @@ class Module:
         return kinds
 
     def parts(self) -> list[Module]:
-        """What lies in it, the tensor of its own name included, the largest first."""
+        """What lies in it, the tensor of its own name included, the largest first, then by name."""
         found = list(self.children.values())
         if self.tensor is not None and found:
             found.append(Module(self.name, self.tensor, {}, self.tensor.nbytes, 1, self.tensor.kind))
-        return sorted(found, key=lambda part: -part.nbytes)
+        return sorted(found, key=lambda part: (-part.nbytes, natural(part.name)))
+
+
+def natural(name: str) -> list[Any]:
+    """What names are sorted by, so that `layers.10` comes after `layers.9`."""
+    words: list[Any] = re.split("([0-9]+)", name)  # texts, and between each two of them a number
+    for i in range(1, len(words), 2):
+        digits = words[i].lstrip("0")
+        words[i] = len(digits), digits  # not an int: a name may have more digits than int() takes
+    return words
 
 
 def _largest(kinds: Counter[str]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from tensorport_hub.core.size import format_size
 from tensorport_hub.core.tensor import DTYPES
-from tensorport_hub.report.cells import Tensor
+from tensorport_hub.report.cells import Tensor, natural
 from tensorport_hub.results import Inspection, MirrorResult
 
 Moment = tuple[float, int, int]
@@ -182,4 +182,5 @@ def _shards(tensors: Mapping[str, Any]) -> list[Shard]:
     for tensor in tensors.values():
         for part in tensor["stored"]:
             held[part["file"].rpartition("/")[0] or part["file"]][part["file"]] = part["size"]
-    return [Shard(name, sum(files.values()), len(files)) for name, files in sorted(held.items())]
+    names = sorted(held, key=natural)
+    return [Shard(name, sum(held[name].values()), len(held[name])) for name in names]

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from tensorport_hub import __version__
 from tensorport_hub.core.size import format_size
 from tensorport_hub.report import charts
-from tensorport_hub.report.cells import Tensor, cells, tree
+from tensorport_hub.report.cells import Tensor, cells, natural, tree
 from tensorport_hub.report.charts import text
 from tensorport_hub.report.facts import Facts, ProvenFile
 from tensorport_hub.report.style import CSS, SCRIPT
@@ -111,7 +111,8 @@ def _legend(facts: Facts, kinds: Mapping[str, int]) -> str:
         f'<td class="n">{100 * counts[kind][2] / total:.1f} %</td></tr>'
         for kind, slot in kinds.items()
     ]
-    return _table(("stored as", ".tensors", ".parameters", ".bytes", ".share"), rows)
+    table = _table(("stored as", ".tensors", ".parameters", ".bytes", ".share"), rows)
+    return f'<div class="kinds">{table}</div>'
 
 
 def _table(heads: Iterable[str], rows: Sequence[str]) -> str:
@@ -189,7 +190,7 @@ def _losses(losses: Mapping[str, tuple[int, int]]) -> str:
     rows = [
         f'<tr><td class="name">{text(name)}</td>'
         f'<td class="n">{lost[0]:,}</td><td class="n">{lost[1]:,}</td></tr>'
-        for name, lost in sorted(losses.items(), key=lambda item: (-sum(item[1]), item[0]))
+        for name, lost in sorted(losses.items(), key=lambda item: (-sum(item[1]), natural(item[0])))
     ]
     return (
         f"<section><h2>What rounding cost</h2><p>{over:,} values overflowed and {under:,} became 0, in"

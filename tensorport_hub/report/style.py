@@ -47,7 +47,10 @@ svg{display:block;width:100%;height:auto}
 .k6{fill:var(--k6);background:var(--k6)}.k7{fill:var(--k7);background:var(--k7)}
 .k8{fill:var(--k8);background:var(--k8)}
 .narrow{display:none}
-@media (max-width:640px){.wide{display:none}.narrow{display:block}body{padding:18px 14px 32px}}
+@media (max-width:640px){.wide{display:none}.narrow{display:block}body{padding:18px 14px 32px}
+.kinds tr{display:grid;grid-template-columns:3fr 6fr 4fr 3fr}
+.kinds th:first-child,.kinds td:first-child{grid-column:1/-1;border:0;padding-bottom:0}
+.kinds th,.kinds td{padding-right:0}}
 .bar{display:flex;flex-wrap:wrap;gap:4px 16px;align-items:baseline;margin:8px 0;min-height:28px}
 .bar input{font:inherit;color:inherit;background:var(--panel);border:1px solid var(--line);border-radius:6px;
 padding:3px 10px;width:min(260px,100%)}

@@ -74,10 +74,10 @@ def test_the_hubs_client_reads_the_front_matter():
 
 @pytest.mark.parametrize("repo", ["org/model", "gpt2", "null/no", None])
 @pytest.mark.parametrize("source", [{}, SOURCE])
-def test_the_relation_is_always_there(repo, source):
-    """`base_model_relation: quantized` never lacks; a local source names no base model."""
+def test_the_relation_is_there_where_a_base_model_is(repo, source):
+    """`base_model_relation: quantized` goes with `base_model`; a local source has neither."""
     data = front(made(replace(example(), repo=repo), source))
-    assert data["base_model_relation"] == "quantized"
+    assert data.get("base_model_relation") == ("quantized" if repo else None)
     assert data["library_name"] == "tensorport-hub"
     assert data.get("base_model") == repo
 

@@ -289,3 +289,20 @@ def test_odd_requests_do_not_hurt(hub: DevHub, fetch: Fetch) -> None:
     for credentials in ("Bearer", "Basic x", "Basic //79", "Bearer grün"):
         answer = fetch("GET", "/api/whoami-v2", token="", headers={"Authorization": credentials.encode()})
         assert answer.status == 401, credentials
+
+
+def test_without_its_extra() -> None:
+    """Importing it without a package that it needs says which, and what to install; the cause is chained."""
+    code = """
+    import sys
+    sys.modules["aiohttp"] = None
+    try:
+        from tensorport_hub.devhub import DevHub
+    except ImportError as error:
+        print(error, type(error.__cause__).__name__, error.name)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert "needs the package `aiohttp`: `pip install '.[devhub]'` in a clone" in done.stdout
+    assert done.stdout.endswith("ModuleNotFoundError aiohttp\n")

@@ -203,6 +203,23 @@ def test_demo_runs(tmp_path: Path) -> None:
     assert [p for p in scratch.rglob("*") if p.is_file() and "tensorport" in p.name] == []
 
 
+def test_demo_keeps_off_what_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--keep` takes an empty folder alone: else exit 5 before anything runs, and everything stays."""
+    mine = tmp_path / "mine" / "README.md"
+    mine.parent.mkdir()
+    mine.write_text("precious")
+    monkeypatch.setattr("tensorport_hub.demo.tiny_gpt_oss", None)  # it would be called first of all
+    for keep, word in ((mine.parent, "is not empty"), (mine, "can't be made a folder")):
+        assert run("demo", "--keep", str(keep)) == 5
+        said = capsys.readouterr()
+        assert word in said.err
+        assert "hint: choose an empty folder" in said.err
+        assert said.out == ""
+    assert [path.read_text() for path in tmp_path.rglob("*") if path.is_file()] == ["precious"]
+
+
 def test_devhub_serves_what_was_added(tmp_path: Path) -> None:
     """`devhub add` seeds a stopped devhub; `devhub` prints what to export, serves it, and stops on SIGINT."""
     root = tmp_path / "root"
@@ -221,3 +238,95 @@ def test_devhub_serves_what_was_added(tmp_path: Path) -> None:
     assert json.loads(seen.stdout)["parameters"] == 58_372
     served.send_signal(signal.SIGINT)
     assert served.wait(15) == 0
+
+
+def refused(capsys: pytest.CaptureFixture[str], code: int, *words: str) -> str:
+    """What `devhub` says where it exits with `code`: an error and a hint, no traceback."""
+    assert run("devhub", *words) == code
+    said = capsys.readouterr().err
+    assert said.startswith(("error: ", "Usage: "))
+    assert ("hint: " in said) or said.startswith("Usage: ")
+    assert "Traceback" not in said
+    return said
+
+
+def test_devhub_says_what_it_can_not_have(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A root that is served, a port that is taken, and a root that can't be one end with 5, in words."""
+    with DevHub(tmp_path / "root") as hub:
+        port = hub.endpoint.rpartition(":")[2]
+        other = str(tmp_path / "other")
+        said = refused(capsys, 5, "--root", str(tmp_path / "root"), "--port", "0")
+        assert "another devhub serves" in said
+        said = refused(capsys, 5, "--root", other, "--port", port)
+        assert f"127.0.0.1:{port}`: Address already in use" in said
+        assert "0 picks a free one" in said
+        cdn = hub.cdn.rpartition(":")[2]
+        assert cdn in refused(capsys, 5, "--root", other, "--port", "0", "--cdn-port", cdn)
+    assert "65536" in refused(capsys, 2, "--root", other, "--port", "65536")
+    (tmp_path / "file").write_text("no folder")
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "hub.sqlite").write_text("this is no database, whatever it is called; " * 9)
+    for root in ("file", "file/below", "odd"):
+        words = ["--root", str(tmp_path / root)]
+        assert "can't be a devhub's folder" in refused(capsys, 5, *words, "--port", "0")
+        assert "can't be a devhub's folder" in refused(
+            capsys, 5, *words, "add", "me/x", str(tmp_path / "odd")
+        )
+
+
+def test_devhub_add_says_what_it_can_not_take(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A name without an owner, a missing folder, and files that can't be read or named end with 2."""
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    base = ["--root", str(tmp_path / "root"), "add"]
+    assert "for instance me/small" in refused(capsys, 2, *base, "small", str(model))
+    assert "does not exist" in refused(capsys, 2, *base, "me/small", str(tmp_path / "none"))
+    (model / "gone.bin").symlink_to(tmp_path / "nowhere")
+    assert "gone.bin` can't be read" in refused(capsys, 2, *base, "me/small", str(model))
+    (model / "gone.bin").unlink()
+    (model / "two\nlines").write_text("")
+    assert "Invalid path" in refused(capsys, 2, *base, "me/small", str(model))
+    token = ["--root", str(tmp_path / "root"), "token"]
+    assert "no name of a user" in refused(capsys, 2, *token, "a/b")
+
+
+def test_devhub_token_opens_private_and_gated_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What `add --private` and `--gated` closed is read with me/ names, by members, and by who was let in."""
+    root, model = str(tmp_path / "root"), str(CHECKPOINTS / "gptoss_mxfp4")
+    for words in (["me/priv", "--private"], ["org/priv", "--private"], ["org/gated", "--gated"]):
+        assert run("devhub", "--root", root, "add", words[0], model, *words[1:]) == 0
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    with DevHub(root) as hub:
+
+        def reads(token: str, *names: str) -> list[str]:
+            return [name for name in names if run("inspect", name, "--token", token) == 0]
+
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        every = ["me/priv", "org/priv", "org/gated"]
+        assert reads(hub.token, *every) == ["me/priv"]
+        capsys.readouterr()
+        assert run("devhub", "token", "guest", "--gated", "org/gated", "--root", root) == 0
+        assert reads(capsys.readouterr().out.strip(), *every) == ["org/gated"]
+        assert run("devhub", "--root", root, "token", "me", "--org", "org") == 0
+        assert reads(hub.token, *every) == every
+
+
+def test_devhub_demo_is_seeded_once(tmp_path: Path) -> None:
+    """`devhub --demo` holds the model of `demo`, at the same commit after another start."""
+    commits = []
+    for _ in range(2):
+        command = [sys.executable, "-m", "tensorport_hub", "devhub", "--root", str(tmp_path), "--port", "0"]
+        served = subprocess.Popen(
+            [*command, "--demo"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        assert served.stdout is not None
+        served.stdout.readline()
+        served.send_signal(signal.SIGINT)
+        assert served.wait(15) == 0
+        with DevHub(tmp_path) as hub:
+            commits.append([commit.oid for commit in hub.commits("openai-demo/gpt-oss-tiny")])
+            assert hub.read("openai-demo/gpt-oss-tiny", "config.json")
+    assert commits[0] == commits[1]

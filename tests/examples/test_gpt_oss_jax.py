@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from tensorport_hub import mirror, open_checkpoint
+from tensorport_hub import demo, mirror, open_checkpoint
 from tensorport_hub.devhub import DevHub
 from tensorport_hub.jax import load_gpt_oss
 from tests.examples.conftest import Run, load_example
@@ -114,3 +114,12 @@ def test_its_command(run: Run) -> None:
     said = run("gpt_oss_jax.py", MIRROR, prompt, "4").strip()
     assert said.startswith(prompt)
     assert said.removeprefix(prompt).count("w") == 4
+
+
+def test_its_command_on_the_model_of_the_demo(hub: DevHub, run: Run) -> None:
+    """The tiny gpt-oss of `demo` has all that the example reads, tokenizer and configuration included."""
+    mirror(demo.seed(hub), "me/demo")
+    prompt = "The capital of France is"
+    said = run("gpt_oss_jax.py", "me/demo", prompt, "4").strip()
+    assert said.startswith(prompt)
+    assert said != prompt

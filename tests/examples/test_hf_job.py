@@ -45,7 +45,14 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DevHub]:
 def ask(folder: Path, *words: str, text: str = LIST) -> subprocess.CompletedProcess[str]:
     """Run the example as a user does."""
     (folder / "mirrors.toml").write_text(text)
-    command = [sys.executable, str(EXAMPLES / "hf_job.py"), "mirrors.toml", *words]
+    command = [
+        sys.executable,
+        str(EXAMPLES / "hf_job.py"),
+        "mirrors.toml",
+        "--package",
+        "tensorport-hub",
+        *words,
+    ]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
 
 

@@ -297,7 +297,7 @@ def test_without_jax() -> None:
     run = subprocess.run(
         [sys.executable, "-c", WITHOUT_JAX], capture_output=True, text=True, check=True, cwd=ROOT
     )
-    assert "pip install 'tensorport-hub[jax]'" in run.stdout
+    assert "pip install '.[jax]'" in run.stdout
 
 
 MANY_FILES = """

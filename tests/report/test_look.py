@@ -9,6 +9,7 @@ import pytest
 
 from tensorport_hub import mirror
 from tensorport_hub.demo import tiny_gpt_oss
+from tensorport_hub.report.cells import Tensor
 from tensorport_hub.report.page import build
 from tests.report.browser import Browser
 from tests.report.test_page import EVIL
@@ -120,3 +121,21 @@ def test_100_000_tensors_are_legible(browser: Browser, tmp_path: Path) -> None:
     assert browser.said() == []
     assert 50 < browser.evaluate("document.querySelectorAll('.wide rect').length") < 6000
     assert browser.evaluate("document.querySelectorAll('.wide .labels text').length") > 50
+
+
+@pytest.mark.parametrize("width", [360, 420, 700, 1200])
+def test_the_table_of_kinds_fits(browser: Browser, tmp_path: Path, width: int) -> None:
+    """The numbers of a model of 3 T parameters fit beside each other, without a scrollbar, at any width."""
+    from tensorport_hub.report.facts import Facts
+
+    kinds = ("fp8 blocks, float32 scales → BF16", "F32", "BF16")
+    tensors = [Tensor(kind, kind, (1,), 10**8 - i, 10**8 - i) for i, kind in enumerate(kinds)]
+    place = tmp_path / "large.html"
+    place.write_text(build(Facts("large", "", "", {}, {}, tensors * 9999, "bytes")))
+    browser.open(place.as_uri(), width=width)
+    assert browser.evaluate("document.querySelectorAll('.kinds .scroll').length") == 1
+    assert browser.evaluate("(s => s.scrollWidth <= s.clientWidth)(document.querySelector('.kinds .scroll'))")
+    clipped = (
+        "[...document.querySelectorAll('.kinds td, .kinds th')].filter(d => d.scrollWidth > d.clientWidth)"
+    )
+    assert browser.evaluate(f"{clipped}.length") == 0

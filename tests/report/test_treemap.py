@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tensorport_hub.report.cells import Cell, Tensor, cells, tree
+from tensorport_hub.report.cells import Cell, Tensor, cells, natural, tree
 from tensorport_hub.report.treemap import Box, squarify
 
 SIZES = st.lists(st.one_of(st.integers(0, 10), st.integers(0, 10**12)), max_size=40)
@@ -111,3 +111,16 @@ def test_nothing_is_drawn_of_nothing() -> None:
     """Tensors without bytes, or none at all, have no cells."""
     assert cells(tree([]), Box(0, 0, 10, 10), smallest=1) == ([], [])
     assert cells(tree([Tensor("a", "F32", (0,), 0, 0)]), Box(0, 0, 10, 10), smallest=1) == ([], [])
+
+
+def test_modules_of_one_size_come_by_number() -> None:
+    """Layers 0, 1, 10, 11, 2 as a checkpoint lists them are laid out 0, 1, 2, 10, 11."""
+    listed = [Tensor(f"layers.{i}.weight", "BF16", (64,), 128, 64) for i in sorted(map(str, range(12)))]
+    drawn, _ = cells(tree(listed), Box(0, 0, 1160, 640), smallest=130)
+    assert [cell.name for cell in drawn] == [f"layers.{i}.weight" for i in range(12)]
+
+
+def test_names_in_their_natural_order() -> None:
+    """Numbers count by value, wherever they stand, of any length; all else as text."""
+    names = ["", "0", "9", "10", "9" * 5000, "a", "a.2.b1", "a.2.b03", "a.10", "b"]
+    assert sorted(sorted(names, reverse=True), key=natural) == names
