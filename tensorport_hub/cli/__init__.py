@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
 from typing import Any, NoReturn
 
 import click
 
-from tensorport_hub import __version__
+from tensorport_hub import __version__, interrupt
 from tensorport_hub.cli import ending, local, many, options
 from tensorport_hub.errors import TensorportError, VerificationError
 
@@ -75,11 +74,11 @@ def convert(src: str, dst: str, **given: Any) -> None:
 
 def _mirror(src: str, dst: str | None, given: dict[str, Any]) -> None:
     as_json, quiet = given.pop("as_json"), bool(given["quiet"])
-    with _display(given) as show:
-        from tensorport_hub import api
-        from tensorport_hub.cli import actions
-        from tensorport_hub.cli import show as shown
+    from tensorport_hub import api
+    from tensorport_hub.cli import actions
+    from tensorport_hub.cli import show as shown
 
+    with _display(given) as show:
         result = api.mirror(src, dst, on_event=show, **given)
     actions.step_results(result)
     if as_json:
@@ -108,10 +107,10 @@ def plan(src: str, dst: str | None, **given: Any) -> None:
     It exits with 0 where a run could begin, else with the code that the run would have ended with.
     """
     as_json = given.pop("as_json")
-    with _display(given) as show:
-        from tensorport_hub import api
-        from tensorport_hub.cli import show as shown
+    from tensorport_hub import api
+    from tensorport_hub.cli import show as shown
 
+    with _display(given) as show:
         result = api.plan(src, dst, on_event=show, **given)
     if as_json:
         shown.as_json(shown.plan_json(result))
@@ -129,10 +128,10 @@ def plan(src: str, dst: str | None, **given: Any) -> None:
 def inspect(src: str, every: bool, **given: Any) -> None:
     """Show tensors, dtypes, schemes and true parameter counts of SRC, from headers alone."""
     as_json = given.pop("as_json")
-    with _display(given) as show:
-        from tensorport_hub import api
-        from tensorport_hub.cli import show as shown
+    from tensorport_hub import api
+    from tensorport_hub.cli import show as shown
 
+    with _display(given) as show:
         result = api.inspect(src, on_event=show, **given)
     if as_json:
         from dataclasses import asdict
@@ -160,10 +159,10 @@ def verify(dst: str, **given: Any) -> None:
     Without given nothing of it is downloaded: sizes and digests are those that the Hub states itself.
     """
     as_json = given.pop("as_json")
-    with _display(given) as show:
-        from tensorport_hub import api
-        from tensorport_hub.cli import show as shown
+    from tensorport_hub import api
+    from tensorport_hub.cli import show as shown
 
+    with _display(given) as show:
         result = api.verify(dst, on_event=show, **given)
     if as_json:
         from dataclasses import asdict
@@ -180,7 +179,10 @@ cli.add_command(local.demo)
 
 
 def _display(given: dict[str, Any]) -> Any:
-    """Take the output options out of `given`; the display that they ask for."""
+    """Take the output options out of `given`; the display that they ask for.
+
+    What costs time is loaded by then: from here on an interrupt unwinds.
+    """
     quiet, verbose = given.pop("quiet"), given.pop("verbose")
     no_progress = given.pop("no_progress")
     if verbose:
@@ -191,15 +193,16 @@ def _display(given: dict[str, Any]) -> Any:
         hush()
     from tensorport_hub.cli.progress import display
 
-    return display(quiet=quiet, no_progress=no_progress)
+    shown = display(quiet=quiet, no_progress=no_progress)
+    interrupt.unwind()
+    return shown
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
     """Run the program and exit with its code."""
     words = sys.argv[1:] if argv is None else argv
-    signal.signal(signal.SIGTERM, ending.terminate)
     try:
-        ended = cli.main(words, prog_name=ending.program(), standalone_mode=False)
+        ended = cli.main(words, prog_name=interrupt.program(), standalone_mode=False)
         code = ended if isinstance(ended, int) else 0
     except click.ClickException as error:
         error.show()
@@ -208,11 +211,8 @@ def main(argv: list[str] | None = None) -> NoReturn:
         code = error.exit_code
         ending.tell(error, words)
     except click.Abort as error:  # how click passes an interrupt on
-        code = 143 if isinstance(error.__cause__, ending.Terminated) else 130
-        click.echo("interrupted: readers see nothing of it", err=True)
-        if words[0] in ("mirror", "convert"):
-            click.echo(f"hint: `{ending.again(words)}` continues", err=True)
-        sys.stderr.flush()
+        interrupt.say(words)
+        code = 143 if isinstance(error.__cause__, interrupt.Terminated) else 130
         os._exit(code)  # threads may still wait for a silent server
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the interpreter's own flush)

@@ -1,8 +1,8 @@
 """The live line of a terminal: a bar, percentage, time left, and as many numbers as there is room for.
 
-What is worth least goes first: of the numbers the last one, down to the first; then the bar; percentage and time
-left stay. A number's width never shrinks, so that nothing jumps. Of a run that moved bytes the line stays on the
-screen; of headers that were read nothing does.
+What is worth least goes first: of the numbers the last one, down to the first; then the bar; percentage and
+time left stay. A number's width never shrinks, so that nothing jumps. Of a run that moved bytes the line
+stays on the screen; of headers that were read nothing does.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """What happened so far in a run, counted from its events, and how it is said.
 
-The numbers are what happened, not what is hoped: bytes handed to the destination, of those that the plan says.
+The numbers are what happened, not what is hoped: bytes handed to the destination, of those that the plan
+says.
 """
 
 from __future__ import annotations

@@ -2,41 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 import traceback
 from collections.abc import Sequence
-from pathlib import PurePath
-from types import FrameType
 
 import click
 
 from tensorport_hub.errors import TensorportError
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM came."""
-
-
-def terminate(_signal: int, _frame: FrameType | None) -> None:
-    """The handler of SIGTERM: it unwinds as Ctrl-C does."""
-    raise Terminated
-
-
-def program() -> str:
-    """What the user typed to get here; as an extension of `hf` the program is called `hf-tensorport`."""
-    return "hf tensorport" if PurePath(sys.argv[0]).stem == "hf-tensorport" else "tensorport-hub"
-
-
-def again(words: Sequence[str]) -> str:
-    """The command that continues an interrupted one; without the token, which belongs on no screen."""
-    kept: list[str] = []
-    hidden = False
-    for word in words:
-        if not hidden and word != "--restart" and not word.startswith("--token="):
-            kept += [] if word == "--token" else [word]
-        hidden = word == "--token"
-    return f"{program()} {shlex.join(kept)}"
 
 
 def tell(error: TensorportError, words: Sequence[str]) -> None:

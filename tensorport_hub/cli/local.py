@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from tensorport_hub import interrupt
 from tensorport_hub.errors import UseError
 
 _ROOT = "~/.tensorport-devhub"
@@ -41,7 +42,9 @@ def devhub(context: click.Context, root: str, port: int, cdn_port: int, xet: str
     context.obj = folder
     if context.invoked_subcommand is not None:
         return
-    with _devhub().DevHub(folder, port=port, cdn_port=cdn_port, xet=xet) as hub:
+    hub_class = _devhub().DevHub
+    interrupt.unwind()
+    with hub_class(folder, port=port, cdn_port=cdn_port, xet=xet) as hub:
         click.echo(f"Hub at {hub.endpoint}, storage at {hub.cdn}, files in {folder}", err=True)
         click.echo(f"export HF_ENDPOINT={hub.endpoint} HF_TOKEN={hub.token}")
         click.echo("Ctrl-C stops it", err=True)
@@ -92,5 +95,6 @@ def demo(keep: Path | None, no_progress: bool) -> None:
     from tensorport_hub import demo as program
     from tensorport_hub.cli.progress import display
 
+    interrupt.unwind()
     with display(quiet=False, no_progress=no_progress) as show:
         program.run(tell=click.echo, on_event=show, keep=keep)

@@ -28,10 +28,10 @@ def mirror(path: str, src: str | None, options: dict[str, Any], display: Callabl
     if options.pop("report", None) is not None:
         raise click.UsageError("--report and --from-file exclude each other")
     as_json, quiet = options.pop("as_json"), bool(options["quiet"])
-    with display(options) as show:
-        from tensorport_hub import batch
-        from tensorport_hub.cli import show as shown
+    from tensorport_hub import batch
+    from tensorport_hub.cli import show as shown
 
+    with display(options) as show:
         if path == "-":
             orders = batch.parse_orders(sys.stdin.read(), name="standard input")
         else:
