@@ -167,7 +167,7 @@ def _faults(source: str, destination: str | None, options: Mapping[str, Any]) ->
         try:
             check()
         except UseError as error:
-            yield error.message
+            yield error.message + (f" ({error.hint})" if error.hint else "")
 
 
 def _with_destinations(

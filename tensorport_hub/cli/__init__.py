@@ -15,7 +15,7 @@ import click
 
 from tensorport_hub import __version__, interrupt
 from tensorport_hub.cli import ending, local, many, options
-from tensorport_hub.errors import TensorportError, VerificationError
+from tensorport_hub.errors import TensorportError, UseError, VerificationError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -51,7 +51,7 @@ def mirror(src: str | None, dst: str | None, from_file: str | None, **given: Any
     elif src is not None:
         _mirror(src, dst, given)
     else:
-        raise click.UsageError("Missing argument 'SRC' (or --from-file FILE)")
+        raise UseError("argument `SRC` is missing", hint="a model, a folder, or `--from-file FILE`")
 
 
 @cli.command()
@@ -205,8 +205,11 @@ def main(argv: list[str] | None = None) -> NoReturn:
         ended = cli.main(words, prog_name=interrupt.program(), standalone_mode=False)
         code = ended if isinstance(ended, int) else 0
     except click.ClickException as error:
-        error.show()
         code = error.exit_code
+        if words:
+            ending.tell(ending.use_error(error), words)
+        else:
+            error.show()  # the page of help
     except TensorportError as error:
         code = error.exit_code
         ending.tell(error, words)

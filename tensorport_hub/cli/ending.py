@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections.abc import Sequence
 
 import click
 
-from tensorport_hub.errors import TensorportError
+from tensorport_hub.errors import TensorportError, UseError
+
+
+def use_error(error: click.ClickException) -> UseError:
+    """What click says of the command line, in our words."""
+    near = getattr(error, "possibilities", None)
+    said = error.message if near else error.format_message()
+    said = re.sub(r"'([^']*)'", r"`\1`", said.rstrip("."))
+    context = getattr(error, "ctx", None)
+    usage = f"`{context.command_path} --help` says what is expected" if context is not None else ""
+    return UseError(said[:1].lower() + said[1:], hint=f"did you mean `{near[0]}`?" if near else usage)
 
 
 def tell(error: TensorportError, words: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from tensorport_hub import interrupt
+from tensorport_hub.cli.options import Words
 from tensorport_hub.errors import UseError
 
 _ROOT = "~/.tensorport-devhub"
@@ -30,7 +31,7 @@ def _devhub() -> Any:
 @click.option("--cdn-port", type=int, default=0, help="Port of the storage origin; 0 picks one.")
 @click.option(
     "--xet",
-    type=click.Choice(["http", "local", "off"]),
+    type=Words(["http", "local", "off"]),
     default="http",
     show_default=True,
     help="How Xet storage is offered.",

@@ -82,14 +82,32 @@ def test_convert_makes_a_folder(gptoss: Path, tmp_path: Path, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("code", "words", "said"),
     [
-        (2, ["mirror"], "Missing argument"),
+        (2, ["mirror"], "argument `SRC` is missing"),
+        (2, ["plan"], "error: missing argument `SRC`\nhint: `tensorport-hub plan --help` says"),
+        (
+            2,
+            ["mirror", "a/b", "--precison", "keep"],
+            "such option `--precison`\nhint: did you mean `--precision`?",
+        ),
+        (
+            2,
+            ["mirror", "a/b", "--workers", "x"],
+            "invalid value for `--workers`: `x` is not a valid integer\n",
+        ),
+        (2, ["mirror", "a/b", "--precision", "bf16"], "hint: did you mean `bfloat16`?"),
+        (2, ["mirror", "a/b", "--format", "npz"], "hint: did you mean `numpy-direct`?"),
+        (2, ["mirror", "a/b", "--transfer", "xeet"], "hint: did you mean `xet`?"),
         (2, ["mirror", "not a model", "./x"], "is no repository and no folder"),
-        (2, ["mirror", "a/b", "c/d", "--precision", "int8"], "Invalid value"),
+        (
+            2,
+            ["mirror", "a/b", "c/d", "--precision", "int8"],
+            "`int8` is no value of `--precision`: expected one of",
+        ),
         (2, ["mirror", "a/b", "c/d", "--shard-size", "lots"], "is no size"),
         (2, ["mirror", "a/b", "c/d", "--shard-size", "3GB"], "allow-large-shards"),
         (2, ["mirror", "a/b", "c"], "has no owner"),
         (4, ["mirror", "/nowhere/at/all", "./x"], "is no folder"),
-        (2, ["frobnicate"], "No such command"),
+        (2, ["mirorr"], "error: no such command `mirorr`\nhint: did you mean `mirror`?"),
     ],
 )
 def test_wrong_use(code: int, words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -98,6 +116,26 @@ def test_wrong_use(code: int, words: list[str], said: str, capsys: pytest.Captur
     err = capsys.readouterr().err
     assert said in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["mirror", "a/b", "--precison", "keep"], "no such option `--precison`"),
+        (["plan", "a/b", "--precision", "half"], "`half` is no value of `--precision`"),
+        (["mirror", "a/b", "c"], "destination `c` has no owner"),
+        (["mirror"], "argument `SRC` is missing"),
+        (["inspect"], "missing argument `SRC`"),
+    ],
+)
+def test_wrong_use_in_json(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """With `--json` whatever is wrong with the command line is one object of one form on stdout, exit 2."""
+    assert run(*words, "--json") == 2
+    told = json.loads(capsys.readouterr().out)
+    assert told.keys() == {"error", "message", "hint", "exit_code"}
+    assert (told["error"], told["exit_code"]) == ("UseError", 2)
+    assert said in told["message"]
+    assert told["hint"]
 
 
 def test_an_unsupported_scheme_is_refused_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
