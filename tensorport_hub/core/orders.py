@@ -14,10 +14,10 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Any
 
 from tensorport_hub.core.location import HubLocation, parse_source
+from tensorport_hub.core.spelling import meant
 
 TABLE = "mirror"
 TEXT, SIZE, FLAG, TEXTS = "a string", "a size", "true or false", "a list of strings"
@@ -74,9 +74,18 @@ def read(text: str, keys: Mapping[str, Key]) -> tuple[dict[str, Order], list[str
         found = list(_problems(table, keys))
         problems += [f"{what}: {problem}" for problem in found]
         if not found:
-            options = {keys[key].argument: value for key, value in table.items() if key in keys}
+            options = {
+                keys[key].argument: _given(value, keys[key].kind)
+                for key, value in table.items()
+                if key in keys
+            }
             orders[what] = Order(table["source"], table.get("destination"), options)
     return orders, problems
+
+
+def _given(value: Any, kind: str) -> Any:
+    """A number that a person wrote as a size is read as one that was typed."""
+    return str(value) if kind == SIZE else value
 
 
 def _problems(table: Mapping[str, Any], keys: Mapping[str, Key]) -> Iterator[str]:
@@ -85,8 +94,8 @@ def _problems(table: Mapping[str, Any], keys: Mapping[str, Key]) -> Iterator[str
     for key, value in table.items():
         kind = TEXT if key in ("source", "destination") else keys[key].kind if key in keys else None
         if kind is None:
-            close = get_close_matches(key, ["source", "destination", *keys], 1)
-            yield f"unknown key `{key}`" + (f": did you mean `{close[0]}`" if close else "")
+            near = meant(key, ["source", "destination", *keys])
+            yield f"unknown key `{key}`" + (f": {near}" if near else "")
         elif not _fits(value, kind):
             yield f"`{key}` must be {kind}, got {value!r}"
 
