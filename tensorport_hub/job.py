@@ -151,6 +151,9 @@ class Job(Reading):
         super().close()
         self.destination.close()
 
+    def _hint_of_mirrors(self) -> str:
+        return "mirror the model it was made from"
+
     def _refuse_large_files(self) -> None:
         """What no format cuts may be larger than a shard only if that was asked for."""
         most = self.plan.options.shard_size
