@@ -168,7 +168,7 @@ class Job(Reading):
 
     def _default_destination(self) -> Location:
         me = retried(self.client.whoami, self.meter)
-        return HubLocation(default_name(me, self.name))
+        return HubLocation(default_name(me, self.folder or self.name))
 
     def _destination(self, location: Location | GitLocation) -> Destination:
         closed = isinstance(self.source, HubSource) and (self.source.private or self.source.gated)

@@ -156,7 +156,8 @@ def inspect(src: str, every: bool, **given: Any) -> None:
 def verify(dst: str, **given: Any) -> None:
     """Prove that DST (org/name, a folder, a git remote or clone) is what its manifest says.
 
-    Without given nothing of it is downloaded: sizes and digests are those that the Hub states itself.
+    Without `--deep` or `--against-source` no weights are downloaded: sizes and digests are those that the
+    Hub states itself.
     """
     as_json = given.pop("as_json")
     from tensorport_hub import api

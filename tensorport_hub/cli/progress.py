@@ -56,8 +56,14 @@ def remark(event: Event) -> str | None:
         case Kept(parts=parts, nbytes=nbytes):
             return f"keeping: {parts:,} files with {format_size(nbytes)} were made of the same bytes"
         case Committed(published=published):
-            word = "offered on" if published.pr_url else "published"
-            return f"{word} {published.location}" + ("" if published.changed else " (nothing changed)")
+            word = (
+                "offered on"
+                if published.pr_url
+                else "written to"
+                if published.commit is None
+                else "published"
+            )
+            return f"{word if published.changed else 'unchanged:'} {published.location}"
     return None
 
 

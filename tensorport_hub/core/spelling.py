@@ -12,6 +12,7 @@ _OTHER_NAMES = {
     "numpy-direct": ("numpy", "npy", "npz", "np"),
     "jax-pickle": ("pickle", "pkl", "jax"),
     "msgpack": ("flax",),
+    "private": ("public",),
 }
 
 
