@@ -63,6 +63,8 @@ def _answer(handler: Callable[[int, FrameType | None], NoReturn]) -> None:
 
 
 def _end(number: int, _frame: FrameType | None) -> NoReturn:
+    if os.isatty(2):
+        os.write(2, b"\n")  # after the terminal's own `^C`
     say(sys.argv[1:])
     os._exit(128 + number)
 
