@@ -22,9 +22,11 @@ from rich.text import Text
 from tensorport_hub.cli.counts import Counts
 from tensorport_hub.ports import Event
 
-_WIDEST_BAR, _NARROWEST_BAR = 28, 8
+_WIDEST_BAR, _NARROWEST_BAR = 28, 7
 _APART = 2
 """Blanks between two columns."""
+_FREE = 2
+"""Columns at the end of the line for the terminal's own `^C`, which would break it."""
 
 
 def fit(width: int, kept: Sequence[str], numbers: Sequence[str]) -> tuple[int, Sequence[str]]:
@@ -66,7 +68,7 @@ class Bar:
         with self._lock:
             done, total = self._counts.done, self._counts.total or None
             kept, numbers = self._words()
-        width, shown = fit(self._console.width, kept, numbers)
+        width, shown = fit(self._console.width - _FREE, kept, numbers)
         bar = [ProgressBar(total, done, width=width, pulse=total is None)] if width else []
         row = Table.grid(padding=(0, _APART, 0, 0), pad_edge=False)
         row.add_row(*bar, *(Text(word, no_wrap=True) for word in (*kept, *shown)))
