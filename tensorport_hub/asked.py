@@ -10,6 +10,7 @@ from tensorport_hub.core.encode.table import DEFAULT, ENCODINGS
 from tensorport_hub.core.layout import LARGEST_SHARD
 from tensorport_hub.core.plan import CHOICES, Options
 from tensorport_hub.core.size import parse_size
+from tensorport_hub.core.spelling import meant
 from tensorport_hub.destination import Publication
 from tensorport_hub.errors import UseError, gather
 
@@ -41,12 +42,12 @@ def options(given: Mapping[str, Any]) -> Options:
         experts=given.get("experts", "source"),
     )
     wrong = [
-        f"`{getattr(chosen, key)}` is no {key.replace('_', '-')}: expected one of {_or(words)}"
+        _no_word(getattr(chosen, key), key.replace("_", "-"), words)
         for key, words in CHOICES.items()
         if getattr(chosen, key) not in words
     ]
     if wrong:
-        raise gather(UseError, wrong)
+        raise wrong[0] if len(wrong) == 1 else gather(UseError, [error.message for error in wrong])
     if chosen.experts == "stacked":
         _refuse_stacked(chosen)
     return chosen
@@ -69,7 +70,7 @@ def _formats(given: str | Sequence[str]) -> tuple[str, ...]:
     words = _globs(given)
     for word in words:
         if word not in ENCODINGS:
-            raise UseError(f"`{word}` is no format: expected one of {_or(ENCODINGS)}")
+            raise _no_word(word, "format", ENCODINGS)
     return tuple(word for word in ENCODINGS if word in words)
 
 
@@ -93,12 +94,13 @@ def publication(given: Mapping[str, Any], chosen: Options) -> Publication:
 def by_xet(read: str) -> bool:
     """Whether the source is to be read by Xet."""
     if read not in READS:
-        raise UseError(f"`{read}` is no way to read: expected one of {_or(READS)}")
+        raise _no_word(read, "way to read", READS)
     return read == "xet"
 
 
-def _or(words: Iterable[str]) -> str:
-    return ", ".join(f"`{word}`" for word in words)
+def _no_word(word: str, what: str, words: Iterable[str]) -> UseError:
+    expected = ", ".join(f"`{known}`" for known in words)
+    return UseError(f"`{word}` is no {what}: expected one of {expected}", hint=meant(word, words))
 
 
 def _globs(given: Sequence[str] | str) -> tuple[str, ...]:

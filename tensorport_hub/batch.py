@@ -48,6 +48,11 @@ _OF_THE_PROCESS = (
     "on_event",
 )
 _NAMES = {"create_pr": "pr"}
+_OF_THE_RUN = (
+    *("workers", "max-memory", "max-disk", "cluster", "restart", "resume", "report", "token", "from-file"),
+    *("json", "quiet", "verbose", "no-progress"),
+)
+"""Options of the command line that no table has."""
 
 
 def mirror_all(
@@ -115,7 +120,7 @@ def parse_orders(text: str, *, name: str) -> tuple[Order, ...]:
     Raises:
         UseError: it is wrong, with all that is wrong.
     """
-    named, problems = listing.read(text, keys())
+    named, problems = listing.read(text, keys(), _OF_THE_RUN)
     _refuse([*problems, *_problems(named, {})], f"list `{name}`")
     return tuple(named.values())
 
@@ -167,7 +172,7 @@ def _faults(source: str, destination: str | None, options: Mapping[str, Any]) ->
         try:
             check()
         except UseError as error:
-            yield error.message
+            yield error.message + (f" ({error.hint})" if error.hint else "")
 
 
 def _with_destinations(
@@ -189,7 +194,7 @@ def _with_destinations(
 
 def _name(order: Order, options: Mapping[str, Any]) -> str:
     location = source_location(order.source, options.get("revision"))
-    return location.repo_id if isinstance(location, HubLocation) else location.path
+    return location.repo_id if isinstance(location, HubLocation) else str(parse_folder(location.path))
 
 
 def _doubles(named: Mapping[str, Order], options: Mapping[str, Any]) -> list[str]:
@@ -199,8 +204,11 @@ def _doubles(named: Mapping[str, Order], options: Mapping[str, Any]) -> list[str
     for what, order in named.items():
         place = _place(order, {**options, **order.options})
         if first.setdefault(place, what) != what:
-            told = order.destination or "the default destination"
-            problems.append(f"{what}: `{told}` is the destination of {first[place]} already")
+            told = order.destination or default_name("<you>", _name(order, {**options, **order.options}))
+            problems.append(
+                f"{what}: `{told}` is the destination of {first[place]} already: give one of them another"
+                " `destination = `"
+            )
     return problems
 
 

@@ -154,6 +154,9 @@ class Job(Reading):
         super().close()
         self.destination.close()
 
+    def _hint_of_mirrors(self) -> str:
+        return "mirror the model it was made from"
+
     def _refuse_large_files(self) -> None:
         """What no format cuts may be larger than a shard only if that was asked for."""
         most = self.plan.options.shard_size
@@ -168,7 +171,7 @@ class Job(Reading):
 
     def _default_destination(self) -> Location:
         me = retried(self.client.whoami, self.meter)
-        return HubLocation(default_name(me, self.name))
+        return HubLocation(default_name(me, self.folder or self.name))
 
     def _destination(self, location: Location | GitLocation) -> Destination:
         closed = isinstance(self.source, HubSource) and (self.source.private or self.source.gated)

@@ -27,7 +27,7 @@ def parse_rate(given: str | int | None) -> int | None:
     """
     if given is None:
         return None
-    rate = parse_size(given.removesuffix("/s") if isinstance(given, str) else given)
+    rate = parse_size(given.removesuffix("/s") if isinstance(given, str) else given, forgotten="MB/s")
     if rate == 0:
         raise UseError("at a rate of 0 no run ends")
     return rate

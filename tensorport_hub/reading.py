@@ -137,8 +137,12 @@ class Reading:
         paths = {file.path: file for file in self.source.files}
         if manifest.PATH in paths and manifest.is_mirror(read_small(self.source, paths[manifest.PATH])):
             raise UseError(
-                f"`{self.name}` is such a mirror already", hint="mirror the model it was made from"
+                f"`{self.name}` is a mirror made by this tool already", hint=self._hint_of_mirrors()
             )
+
+    def _hint_of_mirrors(self) -> str:
+        """What to do with a source that is a mirror."""
+        return f"`tensorport-hub verify {self.name}` checks it"
 
     def _plan(self, seen: Survey) -> Plan:
         options = self.options

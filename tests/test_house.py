@@ -49,6 +49,7 @@ FLOORS = {
     "api": 8,
     "batch": 9,
     "demo": 9,
+    "interrupt": 9,
     "cli": 10,
     "__main__": 11,
 }

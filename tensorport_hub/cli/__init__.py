@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
 from typing import Any, NoReturn
 
 import click
 
-from tensorport_hub import __version__
+from tensorport_hub import __version__, interrupt
 from tensorport_hub.cli import ending, local, many, options
-from tensorport_hub.errors import TensorportError, VerificationError
+from tensorport_hub.errors import TensorportError, UseError, VerificationError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -52,7 +51,7 @@ def mirror(src: str | None, dst: str | None, from_file: str | None, **given: Any
     elif src is not None:
         _mirror(src, dst, given)
     else:
-        raise click.UsageError("Missing argument 'SRC' (or --from-file FILE)")
+        raise UseError("argument `SRC` is missing", hint="a model, a folder, or `--from-file FILE`")
 
 
 @cli.command()
@@ -75,11 +74,11 @@ def convert(src: str, dst: str, **given: Any) -> None:
 
 def _mirror(src: str, dst: str | None, given: dict[str, Any]) -> None:
     as_json, quiet = given.pop("as_json"), bool(given["quiet"])
-    with _display(given) as show:
-        from tensorport_hub import api
-        from tensorport_hub.cli import actions
-        from tensorport_hub.cli import show as shown
+    from tensorport_hub import api
+    from tensorport_hub.cli import actions
+    from tensorport_hub.cli import show as shown
 
+    with _display(given) as show:
         result = api.mirror(src, dst, on_event=show, **given)
     actions.step_results(result)
     if as_json:
@@ -108,10 +107,10 @@ def plan(src: str, dst: str | None, **given: Any) -> None:
     It exits with 0 where a run could begin, else with the code that the run would have ended with.
     """
     as_json = given.pop("as_json")
-    with _display(given) as show:
-        from tensorport_hub import api
-        from tensorport_hub.cli import show as shown
+    from tensorport_hub import api
+    from tensorport_hub.cli import show as shown
 
+    with _display(given) as show:
         result = api.plan(src, dst, on_event=show, **given)
     if as_json:
         shown.as_json(shown.plan_json(result))
@@ -129,10 +128,10 @@ def plan(src: str, dst: str | None, **given: Any) -> None:
 def inspect(src: str, every: bool, **given: Any) -> None:
     """Show tensors, dtypes, schemes and true parameter counts of SRC, from headers alone."""
     as_json = given.pop("as_json")
-    with _display(given) as show:
-        from tensorport_hub import api
-        from tensorport_hub.cli import show as shown
+    from tensorport_hub import api
+    from tensorport_hub.cli import show as shown
 
+    with _display(given) as show:
         result = api.inspect(src, on_event=show, **given)
     if as_json:
         from dataclasses import asdict
@@ -157,13 +156,14 @@ def inspect(src: str, every: bool, **given: Any) -> None:
 def verify(dst: str, **given: Any) -> None:
     """Prove that DST (org/name, a folder, a git remote or clone) is what its manifest says.
 
-    Without given nothing of it is downloaded: sizes and digests are those that the Hub states itself.
+    Without `--deep` or `--against-source` no weights are downloaded: sizes and digests are those that the
+    Hub states itself.
     """
     as_json = given.pop("as_json")
-    with _display(given) as show:
-        from tensorport_hub import api
-        from tensorport_hub.cli import show as shown
+    from tensorport_hub import api
+    from tensorport_hub.cli import show as shown
 
+    with _display(given) as show:
         result = api.verify(dst, on_event=show, **given)
     if as_json:
         from dataclasses import asdict
@@ -180,7 +180,10 @@ cli.add_command(local.demo)
 
 
 def _display(given: dict[str, Any]) -> Any:
-    """Take the output options out of `given`; the display that they ask for."""
+    """Take the output options out of `given`; the display that they ask for.
+
+    What costs time is loaded by then: from here on an interrupt unwinds.
+    """
     quiet, verbose = given.pop("quiet"), given.pop("verbose")
     no_progress = given.pop("no_progress")
     if verbose:
@@ -191,28 +194,29 @@ def _display(given: dict[str, Any]) -> Any:
         hush()
     from tensorport_hub.cli.progress import display
 
-    return display(quiet=quiet, no_progress=no_progress)
+    shown = display(quiet=quiet, no_progress=no_progress)
+    interrupt.unwind()
+    return shown
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
     """Run the program and exit with its code."""
     words = sys.argv[1:] if argv is None else argv
-    signal.signal(signal.SIGTERM, ending.terminate)
     try:
-        ended = cli.main(words, prog_name=ending.program(), standalone_mode=False)
+        ended = cli.main(words, prog_name=interrupt.program(), standalone_mode=False)
         code = ended if isinstance(ended, int) else 0
     except click.ClickException as error:
-        error.show()
         code = error.exit_code
+        if words:
+            ending.tell(ending.use_error(error), words)
+        else:
+            error.show()  # the page of help
     except TensorportError as error:
         code = error.exit_code
         ending.tell(error, words)
     except click.Abort as error:  # how click passes an interrupt on
-        code = 143 if isinstance(error.__cause__, ending.Terminated) else 130
-        click.echo("interrupted: readers see nothing of it", err=True)
-        if words[0] in ("mirror", "convert"):
-            click.echo(f"hint: `{ending.again(words)}` continues", err=True)
-        sys.stderr.flush()
+        interrupt.say(words)
+        code = 143 if isinstance(error.__cause__, interrupt.Terminated) else 130
         os._exit(code)  # threads may still wait for a silent server
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the interpreter's own flush)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import secrets
 
-from tensorport_hub.cli.show import manifest_place
+from tensorport_hub.cli.show import manifest_place, rounding
 from tensorport_hub.core.size import format_size
 from tensorport_hub.errors import TensorportError
 from tensorport_hub.results import MirrorResult
@@ -56,9 +56,7 @@ def _summary(result: MirrorResult) -> str:
         + (f" [manifest.json]({manifest_place(result)})." if page else f" `{manifest_place(result)}`."),
     ]
     if result.losses:
-        over = sum(lost for lost, _ in result.losses.values())
-        under = sum(lost for _, lost in result.losses.values())
-        lines.append(f"Rounding: {over:,} values overflowed, {under:,} became 0; per tensor in the manifest.")
+        lines.append(f"{rounding(result).capitalize()}; per tensor in the manifest.")
     if result.warnings:
         lines += ["", f"<details><summary>{len(result.warnings)} warnings</summary>", ""]
         lines += [f"    {line}" for warning in result.warnings for line in warning.splitlines()]

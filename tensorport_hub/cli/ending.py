@@ -2,41 +2,23 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
+import re
 import traceback
 from collections.abc import Sequence
-from pathlib import PurePath
-from types import FrameType
 
 import click
 
-from tensorport_hub.errors import TensorportError
+from tensorport_hub.errors import TensorportError, UseError
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM came."""
-
-
-def terminate(_signal: int, _frame: FrameType | None) -> None:
-    """The handler of SIGTERM: it unwinds as Ctrl-C does."""
-    raise Terminated
-
-
-def program() -> str:
-    """What the user typed to get here; as an extension of `hf` the program is called `hf-tensorport`."""
-    return "hf tensorport" if PurePath(sys.argv[0]).stem == "hf-tensorport" else "tensorport-hub"
-
-
-def again(words: Sequence[str]) -> str:
-    """The command that continues an interrupted one; without the token, which belongs on no screen."""
-    kept: list[str] = []
-    hidden = False
-    for word in words:
-        if not hidden and word != "--restart" and not word.startswith("--token="):
-            kept += [] if word == "--token" else [word]
-        hidden = word == "--token"
-    return f"{program()} {shlex.join(kept)}"
+def use_error(error: click.ClickException) -> UseError:
+    """What click says of the command line, in our words."""
+    near = getattr(error, "possibilities", None)
+    said = error.message if near else error.format_message()
+    said = re.sub(r"'([^']*)'", r"`\1`", said.rstrip("."))
+    context = getattr(error, "ctx", None)
+    usage = f"`{context.command_path} --help` says what is expected" if context is not None else ""
+    return UseError(said[:1].lower() + said[1:], hint=f"did you mean `{near[0]}`?" if near else usage)
 
 
 def tell(error: TensorportError, words: Sequence[str]) -> None:

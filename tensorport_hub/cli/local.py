@@ -15,6 +15,8 @@ from typing import Any
 
 import click
 
+from tensorport_hub import interrupt
+from tensorport_hub.cli.options import Words
 from tensorport_hub.errors import DestinationError, UseError
 
 _ROOT = "~/.tensorport-devhub"
@@ -72,7 +74,7 @@ def _in_words(root: Path, hint: str = "") -> Iterator[None]:
 @click.option("--cdn-port", type=_PORT, default=0, help="Port of the storage origin; 0 picks one.")
 @click.option(
     "--xet",
-    type=click.Choice(["http", "local", "off"]),
+    type=Words(["http", "local", "off"]),
     default="http",
     show_default=True,
     help="How Xet storage is offered.",
@@ -91,8 +93,10 @@ def devhub(context: click.Context, root: str, port: int, cdn_port: int, xet: str
     context.obj = folder
     if context.invoked_subcommand is not None:
         return
+    hub_class = _devhub().DevHub
+    interrupt.unwind()
     with _in_words(folder):
-        hub = _devhub().DevHub(folder, port=port, cdn_port=cdn_port, xet=xet).start()
+        hub = hub_class(folder, port=port, cdn_port=cdn_port, xet=xet).start()
     try:
         if seeded:
             from tensorport_hub.demo import seed
@@ -181,5 +185,6 @@ def demo(keep: Path | None, no_progress: bool) -> None:
     from tensorport_hub import demo as program
     from tensorport_hub.cli.progress import display
 
+    interrupt.unwind()
     with display(quiet=False, no_progress=no_progress) as show:
         program.run(tell=click.echo, on_event=show, keep=keep)

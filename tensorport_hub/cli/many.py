@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tensorport_hub.core.size import format_size
+from tensorport_hub.errors import UseError
 
 if TYPE_CHECKING:
     from tensorport_hub.results import Attempt, MirrorsResult
@@ -24,14 +25,14 @@ from_file_option = click.option(
 def mirror(path: str, src: str | None, options: dict[str, Any], display: Callable[..., Any]) -> None:
     """Carry out the list; `options` count where it says nothing. Exits with the code of the first failure."""
     if src is not None:
-        raise click.UsageError("SRC and --from-file exclude each other")
+        raise UseError("`SRC` and `--from-file` exclude each other")
     if options.pop("report", None) is not None:
-        raise click.UsageError("--report and --from-file exclude each other")
+        raise UseError("`--report` and `--from-file` exclude each other")
     as_json, quiet = options.pop("as_json"), bool(options["quiet"])
-    with display(options) as show:
-        from tensorport_hub import batch
-        from tensorport_hub.cli import show as shown
+    from tensorport_hub import batch
+    from tensorport_hub.cli import show as shown
 
+    with display(options) as show:
         if path == "-":
             orders = batch.parse_orders(sys.stdin.read(), name="standard input")
         else:
@@ -60,14 +61,15 @@ def _json(attempt: Attempt) -> dict[str, Any]:
 
 
 def _state(attempt: Attempt) -> str:
-    if attempt.result is None:
-        return "failed"
-    return "unchanged" if not attempt.result.changed else "offered" if attempt.result.pr_url else "published"
+    from tensorport_hub.cli import show as shown
+
+    return "failed" if attempt.result is None else shown.state(attempt.result)
 
 
 def _where(attempt: Attempt) -> str:
-    result = attempt.result
-    return "" if result is None else result.pr_url or result.commit_url or result.destination
+    from tensorport_hub.cli import show as shown
+
+    return "" if attempt.result is None else shown.place(attempt.result)
 
 
 def _counts(result: MirrorsResult) -> str:
@@ -77,10 +79,14 @@ def _counts(result: MirrorsResult) -> str:
 
 
 def _text(result: MirrorsResult) -> str:
+    from tensorport_hub.cli import show as shown
+
     lines = []
     for attempt in result.attempts:
         lines.append(f"{_state(attempt):9} {attempt.source} -> {attempt.destination or '?'}")
         lines.append(f"{'':9} {attempt.error.message if attempt.error else _where(attempt)}")
+        if attempt.result is not None and attempt.result.losses:
+            lines.append(f"{'':9} {shown.rounding(attempt.result)}; per tensor in its manifest.json")
         if attempt.error is not None and attempt.error.hint:
             lines.append(f"{'':9} hint: {attempt.error.hint}")
     return "\n".join([*lines, _counts(result)])
@@ -91,17 +97,24 @@ def _step_summary(result: MirrorsResult) -> None:
     path = os.environ.get("GITHUB_STEP_SUMMARY")
     if not path:
         return
-    rows = ["| source | destination | state | published | read | seconds |", "|---|---|---|--:|--:|--:|"]
+    from tensorport_hub.cli import show as shown
+
+    rows = [
+        "| source | destination | state | published | read | rounding | seconds |",
+        "|---|---|---|--:|--:|---|--:|",
+    ]
     for attempt in result.attempts:
         made, page = attempt.result, _where(attempt)
         to = f"[{attempt.destination}]({page})" if page.startswith("http") else f"`{attempt.destination}`"
         if made is not None:
             stats = made.stats
             numbers = f"{format_size(stats.bytes_published)} | {format_size(stats.bytes_read)}"
-            rows.append(f"| {attempt.source} | {to} | {_state(attempt)} | {numbers} | {stats.seconds:.0f} |")
+            lost = shown.rounding(made).removeprefix("rounding: ") if made.losses else ""
+            told = f"{_state(attempt)} | {numbers} | {lost} | {stats.seconds:.0f}"
+            rows.append(f"| {attempt.source} | {to} | {told} |")
         else:
             said = attempt.error.message if attempt.error else ""
             said = said.replace("|", "\\|").replace("\n", " ")
-            rows.append(f"| {attempt.source} | {to} | **failed**: {said} | | | |")
+            rows.append(f"| {attempt.source} | {to} | **failed**: {said} | | | | |")
     with open(path, "a", encoding="utf-8") as file:
         file.write(f"### {_counts(result)}\n\n" + "\n".join(rows) + "\n")

@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 import click
 
+from tensorport_hub.errors import UseError
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -21,6 +23,20 @@ def _group(*options: Callable[[F], F]) -> Callable[[F], F]:
     return decorate
 
 
+class Words(click.Choice[str]):
+    """Some words, and for any other one a guess at which was meant."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value in self.choices:
+            return str(value)
+        from tensorport_hub.core.spelling import meant
+
+        option = param.opts[0] if param is not None else "the option"
+        expected = ", ".join(f"`{word}`" for word in self.choices)
+        hint = meant(value, self.choices)
+        raise UseError(f"`{value}` is no value of `{option}`: expected one of {expected}", hint=hint)
+
+
 source = _group(
     click.option("--revision", metavar="REV", help="Source branch, tag or commit (main)."),
     click.option("--subfolder", metavar="DIR", help="Folder of the source that holds the model."),
@@ -33,41 +49,41 @@ source = _group(
 content = _group(
     click.option(
         "--precision",
-        type=click.Choice(["keep", "bfloat16", "float16", "float32"]),
+        type=Words(["keep", "bfloat16", "float16", "float32"]),
         default="keep",
         show_default=True,
         help="What floats are rounded to, once.",
     ),
     click.option(
         "--quantized",
-        type=click.Choice(["decode", "keep"]),
+        type=Words(["decode", "keep"]),
         default="decode",
         show_default=True,
         help="Decode packed weights, or copy them as they are stored.",
     ),
     click.option(
         "--on-overflow",
-        type=click.Choice(["error", "inf", "saturate"]),
+        type=Words(["error", "inf", "saturate"]),
         default="error",
         show_default=True,
         help="A finite value that the precision can't hold.",
     ),
     click.option(
         "--on-underflow",
-        type=click.Choice(["report", "error"]),
+        type=Words(["report", "error"]),
         default="report",
         show_default=True,
         help="Non-zero values that become 0.",
     ),
     click.option(
         "--format",
-        type=click.Choice(["numpy-direct", "msgpack", "jax-pickle", "safetensors"]),
+        type=Words(["numpy-direct", "msgpack", "jax-pickle", "safetensors"]),
         multiple=True,
         help="What comes out (numpy-direct); may be repeated: one read, a folder for each.",
     ),
     click.option(
         "--experts",
-        type=click.Choice(["source", "stacked"]),
+        type=Words(["source", "stacked"]),
         default="source",
         show_default=True,
         help="MoE experts as they are stored, or one array a projection, gate and up apart.",
@@ -78,7 +94,7 @@ content = _group(
     click.option("--allow-large-shards", is_flag=True, help="Let shards pass 2 GB."),
     click.option(
         "--verify-source",
-        type=click.Choice(["auto", "whole", "no"]),
+        type=Words(["auto", "whole", "no"]),
         default="auto",
         show_default=True,
         help="Check the sha256 of whole source files.",
@@ -94,7 +110,7 @@ limit = _group(
 hub = _group(
     click.option(
         "--transfer",
-        type=click.Choice(["auto", "xet", "lfs"]),
+        type=Words(["auto", "xet", "lfs"]),
         default="auto",
         show_default=True,
         help="How the Hub gets the bytes.",
@@ -116,7 +132,7 @@ hub = _group(
 )
 read = click.option(
     "--read",
-    type=click.Choice(["http", "xet"]),
+    type=Words(["http", "xet"]),
     default="http",
     show_default=True,
     help="How the Hub's files are read: by HTTP ranges, or from Xet storage what lies there.",

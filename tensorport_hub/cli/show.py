@@ -76,61 +76,86 @@ def mirror_text(result: MirrorResult) -> str:
     if stats.worker_memory:
         memory += f", of the largest worker {format_size(stats.worker_memory)}"
     lines = [
-        f"{stats.tensors:,} tensors, {stats.parameters:,} parameters in {stats.parts:,} files,"
-        f" {format_size(stats.bytes_published)}",
+        f"{counted(stats.tensors, 'tensor')}, {counted(stats.parameters, 'parameter')}"
+        f" in {counted(stats.parts, 'file')}, {format_size(stats.bytes_published)}",
         f"read {format_size(stats.bytes_read)} in {stats.seconds:.1f} s{memory}{_resumed(stats)};"
-        f" {stats.files_verified} source file{'s' * (stats.files_verified != 1)} verified whole",
+        f" {counted(stats.files_verified, 'source file')} verified whole",
     ]
     if result.losses:
-        over = sum(lost for lost, _ in result.losses.values())
-        under = sum(lost for _, lost in result.losses.values())
-        lines.append(f"rounding: {over:,} values overflowed, {under:,} became 0; per tensor in manifest.json")
-    state = "unchanged" if not result.changed else "offered" if result.pr_url else "published"
-    lines.append(f"{state}: {result.pr_url or result.commit_url or result.destination}")
-    return "\n".join(lines)
+        lines.append(f"{rounding(result)}; per tensor in manifest.json")
+    word = state(result) + " to" * (state(result) == "written")
+    return "\n".join([*lines, f"{word}: {place(result)}"])
+
+
+def state(result: MirrorResult) -> str:
+    """What became of a mirror, in a word."""
+    if not result.changed:
+        return "unchanged"
+    return "offered" if result.pr_url else "written" if is_folder(result.destination) else "published"
+
+
+def place(result: MirrorResult) -> str:
+    """Where to look at a mirror."""
+    return result.pr_url or result.commit_url or result.destination
+
+
+def rounding(result: MirrorResult) -> str:
+    """What rounding cost a mirror."""
+    over = sum(lost for lost, _ in result.losses.values())
+    under = sum(lost for _, lost in result.losses.values())
+    return f"rounding: {counted(over, 'value')} overflowed, {under:,} became 0"
 
 
 def _resumed(stats: Stats) -> str:
     there = stats.parts_kept + stats.parts_resumed
-    return f", {there:,} files were there" if there else ""
+    return f", {counted(there, 'file')} {'was' if there == 1 else 'were'} there" if there else ""
 
 
 def plan_text(result: PlanResult) -> str:
     """What `plan` says."""
     share = 100 * result.bytes_again / max(result.bytes_in - result.bytes_again, 1)
+    again = f"{format_size(result.bytes_again)} ({share:.1f} %), forced by order or by the memory cap"
+    kept = f"{format_size(result.bytes_kept)} of it in {counted(result.parts_kept, 'file')} that are there"
+    most = f", of at most {format_size(result.largest_share)} of the source"
+    written = f"{format_size(result.bytes_out)} in {counted(result.parts, 'file')},"
+    written += f" {counted(result.shards, 'shard')}"
+    exists = f"{'exists' if result.exists else 'new'}{_visibility(result)}"
+    what = [
+        ("formats", _formats(result)),
+        ("tensors", f"{result.tensors:,} with {counted(result.parameters, 'parameter')}"),
+    ]
+    if result.standing:
+        rows = [("to do", "nothing: the destination holds exactly this already"), ("holds", written), *what]
+    else:
+        rows = [
+            ("reads", f"{format_size(result.bytes_in)} from {counted(result.files_in, 'file')}"),
+            *([("read again", again)] if result.bytes_again else []),
+            ("writes", written),
+            *([("keeps", kept)] if result.parts_kept else []),
+            *what,
+            ("publishes", _publication(result)),
+            ("memory cap", format_size(result.memory)),
+            ("disk", f"at most {format_size(result.disk)} of staging" if result.disk else "no staging"),
+            *(_forecast(result.forecast) if result.forecast is not None else []),
+            *([("in a cluster", counted(result.shares, "share") + most)] if result.shares else []),
+        ]
     rows = [
         ("source", f"{result.source} at {result.plan.commit}"),
-        (
-            "destination",
-            f"{result.destination} ({'exists' if result.exists else 'new'}{_visibility(result)})",
-        ),
-        ("reads", f"{format_size(result.bytes_in)} from {result.files_in} files"),
-        (
-            "read again",
-            f"{format_size(result.bytes_again)} ({share:.1f} %), forced by order or by the memory cap",
-        ),
-        ("writes", f"{format_size(result.bytes_out)} in {result.parts:,} files, {result.shards} shards"),
-        ("formats", _formats(result)),
-        ("tensors", f"{result.tensors:,} with {result.parameters:,} parameters"),
-        ("publishes", _publication(result)),
-        ("memory", f"at most {format_size(result.memory)}"),
-        ("disk", f"at most {format_size(result.disk)} of staging" if result.disk else "no staging"),
-        *(_forecast(result.forecast) if result.forecast is not None else []),
+        ("destination", f"{result.destination} ({exists})"),
+        *rows,
         ("fingerprint", result.plan.fingerprint[:16]),
     ]
-    if result.shares:
-        most = format_size(result.largest_share)
-        shares = f"{result.shares:,} share{'s' * (result.shares != 1)}, of at most {most} of the source"
-        rows.insert(-1, ("in a cluster", shares))
-    if result.parts_kept:
-        kept = f"{format_size(result.bytes_kept)} of it in {result.parts_kept:,} files that are there already"
-        rows.insert(5, ("keeps", kept))
     return "\n".join(f"{name:12} {text}" for name, text in rows)
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 file`, `2,000 files`."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def _forecast(seen: Forecast) -> list[tuple[str, str]]:
     """Limits, requests and time."""
-    rows = [("files", f"{seen.files:,} with card, manifest and what is carried over")]
+    rows = [("files", f"{seen.files:,}, with card, manifest and what is carried over")]
     rows += [
         (
             "limit" if limit.hard else "recommended",
@@ -181,11 +206,17 @@ def _formats(result: PlanResult) -> str:
 
 
 def _publication(result: PlanResult) -> str:
-    if result.standing:
-        return "nothing: the destination holds exactly this already"
+    if is_folder(result.destination):
+        return "when all of it is there; an interrupted run continues"
     if result.checkpoints is None:
         return "in one commit"
-    return f"after about {result.checkpoints:,} checkpoints, from which an interrupted run continues"
+    made = counted(result.checkpoints, "checkpoint")
+    return f"after about {made}, from which an interrupted run continues"
+
+
+def is_folder(destination: str) -> bool:
+    """Whether a result's destination is a folder, which is called by its absolute path."""
+    return Path(destination).is_absolute()
 
 
 def _visibility(result: PlanResult) -> str:
@@ -198,7 +229,8 @@ def verification_text(result: Verification) -> str:
     made = f"{result.source or 'a folder'} at {result.revision}"
     lines = [
         f"{result.destination}{at}, made from {made}",
-        f"{result.files:,} files with {format_size(result.nbytes)} and {result.tensors:,} tensors are listed",
+        f"{counted(result.files, 'file')} with {format_size(result.nbytes)} and"
+        f" {counted(result.tensors, 'tensor')} are listed",
     ]
     said = {
         "listing": "sizes and digests as the other side states them",
@@ -208,12 +240,12 @@ def verification_text(result: Verification) -> str:
     lines.append(f"compared: {', '.join(said[depth] for depth in result.depth)}")
     if result.again is not None:
         drawn = f", drawn with seed {result.again.seed}" if result.again.seed is not None else ""
-        count = len(result.again.tensors)
-        lines.append(f"made again: {count:,} tensors, {format_size(result.again.nbytes)}{drawn}")
+        count = counted(len(result.again.tensors), "tensor")
+        lines.append(f"made again: {count}, {format_size(result.again.nbytes)}{drawn}")
     lines += [f"FAULT {shorten(fault.what)}: {fault.message}" for fault in result.faults[:_FAULTS]]
     if len(result.faults) > _FAULTS:
         lines.append(f"... and {len(result.faults) - _FAULTS:,} more; `--json` lists all")
-    lines.append(f"{len(result.faults):,} faults" if result.faults else "verified")
+    lines.append(counted(len(result.faults), "fault") if result.faults else "verified")
     return "\n".join(lines)
 
 
@@ -225,8 +257,8 @@ def inspection_text(result: Inspection, *, every: bool) -> str:
         row[0], row[1], row[2] = row[0] + 1, row[1] + tensor.parameters, row[2] + tensor.stored_nbytes
     lines = [
         f"{result.source} at {result.revision}",
-        f"{len(result.tensors):,} tensors, {result.parameters:,} parameters,"
-        f" {format_size(result.nbytes)} in {result.files} files",
+        f"{counted(len(result.tensors), 'tensor')}, {counted(result.parameters, 'parameter')},"
+        f" {format_size(result.nbytes)} in {counted(result.files, 'file')}",
         "",
         f"{'modules':52} {'scheme':8} {'dtype':14} {'tensors':>8} {'parameters':>16} {'stored':>10}",
     ]
@@ -237,7 +269,7 @@ def inspection_text(result: Inspection, *, every: bool) -> str:
     if every:
         lines += ["", *(f"{t.name}  {t.scheme}  {t.stored_dtype}  {list(t.shape)}" for t in result.tensors)]
     if result.skipped:
-        lines += ["", f"{len(result.skipped)} stored tensors are left out:"]
+        lines += ["", f"left out: {counted(len(result.skipped), 'stored tensor')}"]
         lines += [f"  {name}: {why}" for name, why in list(result.skipped.items())[:_LISTED]]
     return "\n".join(lines)
 

@@ -3,7 +3,7 @@
     [[mirror]]
     source = "openai/gpt-oss-20b"
     destination = "me/gpt-oss-20b-npy"      # by default `<me>/<model>-npy`
-    precision = "bfloat16"                  # any option of content and publication, by its name there
+    precision = "bfloat16"                  # any option that says what a mirror is, by its name there
 
 Nothing is guessed: an unknown key, a value of another type and a second mirror to the same place are
 problems, and all of them are told at once.
@@ -12,12 +12,12 @@ problems, and all of them are told at once.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Any
 
 from tensorport_hub.core.location import HubLocation, parse_source
+from tensorport_hub.core.spelling import meant
 
 TABLE = "mirror"
 TEXT, SIZE, FLAG, TEXTS = "a string", "a size", "true or false", "a list of strings"
@@ -55,8 +55,14 @@ class Key:
     kind: str
 
 
-def read(text: str, keys: Mapping[str, Key]) -> tuple[dict[str, Order], list[str]]:
-    """The orders, each by how it is called in problems, and the problems of all others."""
+def read(
+    text: str, keys: Mapping[str, Key], of_the_run: Collection[str] = ()
+) -> tuple[dict[str, Order], list[str]]:
+    """The orders, each by how it is called in problems, and the problems of all others.
+
+    Args:
+        of_the_run: options of the command line that say how a run goes, not what a mirror is.
+    """
     try:
         said = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -71,22 +77,35 @@ def read(text: str, keys: Mapping[str, Key]) -> tuple[dict[str, Order], list[str
     for number, table in enumerate(tables, 1):
         source = table.get("source")
         what = f"mirror {number} (`{source}`)" if isinstance(source, str) else f"mirror {number}"
-        found = list(_problems(table, keys))
+        found = list(_problems(table, keys, of_the_run))
         problems += [f"{what}: {problem}" for problem in found]
         if not found:
-            options = {keys[key].argument: value for key, value in table.items() if key in keys}
+            options = {
+                keys[key].argument: _given(value, keys[key].kind)
+                for key, value in table.items()
+                if key in keys
+            }
             orders[what] = Order(table["source"], table.get("destination"), options)
     return orders, problems
 
 
-def _problems(table: Mapping[str, Any], keys: Mapping[str, Key]) -> Iterator[str]:
+def _given(value: Any, kind: str) -> Any:
+    """A number that a person wrote as a size is read as one that was typed."""
+    return str(value) if kind == SIZE else value
+
+
+def _problems(
+    table: Mapping[str, Any], keys: Mapping[str, Key], of_the_run: Collection[str]
+) -> Iterator[str]:
     if "source" not in table:
         yield "`source` is missing"
     for key, value in table.items():
         kind = TEXT if key in ("source", "destination") else keys[key].kind if key in keys else None
-        if kind is None:
-            close = get_close_matches(key, ["source", "destination", *keys], 1)
-            yield f"unknown key `{key}`" + (f": did you mean `{close[0]}`" if close else "")
+        if kind is None and key in of_the_run:
+            yield f"`{key}` is an option of the command line, not of a list"
+        elif kind is None:
+            near = meant(key, ["source", "destination", *keys])
+            yield f"unknown key `{key}`" + (f": {near}" if near else "")
         elif not _fits(value, kind):
             yield f"`{key}` must be {kind}, got {value!r}"
 

@@ -201,10 +201,12 @@ def carried_name(path: str, subfolder: str | None) -> str:
 
 
 def _folders(files: list[SourceFile]) -> str:
-    places = sorted({f.path.rpartition("/")[0] for f in files if f.path.endswith((WEIGHTS, INDEX))})
+    places = {f.path.rpartition("/")[0] for f in files if f.path.endswith((WEIGHTS, INDEX))}
     if not places:
         return "there is no safetensors file in the whole source"
-    return f"safetensors files lie in {_list([p or 'the top level' for p in places])}; see `--subfolder`"
+    folders = sorted(places - {""})
+    said = ["at the top level"] * ("" in places) + [f"in {_list(folders)}"] * bool(folders)
+    return f"safetensors files lie {' and '.join(said)}" + ("; see `--subfolder`" if folders else "")
 
 
 def _list(names: Iterable[str]) -> str:

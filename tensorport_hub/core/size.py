@@ -1,4 +1,7 @@
-"""Sizes as people write them: `1.8GB` is 10^9, `1.5GiB` is 2^30."""
+"""Sizes as people write them: `1.8GB` or `1.8G` is 10^9, `1.5GiB` or `1.5Gi` 2^30; a number alone is bytes.
+
+A few bytes are nobody's limit: a text that says so without a unit is a unit forgotten.
+"""
 
 from __future__ import annotations
 
@@ -8,26 +11,36 @@ from decimal import Decimal
 from tensorport_hub.errors import UseError
 
 _UNITS = {"": 1, "B": 1}
-_UNITS |= {f"{letter}B": 1000**power for power, letter in enumerate("KMGT", 1)}
-_UNITS |= {f"{letter}IB": 1024**power for power, letter in enumerate("KMGT", 1)}
-_FORM = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?B|B?)", re.IGNORECASE)
+_UNITS |= {f"{letter}{end}": 1000**power for power, letter in enumerate("KMGT", 1) for end in ("", "B")}
+_UNITS |= {f"{letter}{end}": 1024**power for power, letter in enumerate("KMGT", 1) for end in ("I", "IB")}
+_FORM = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?B?)", re.IGNORECASE)
+_LEAST_ALONE = 1000
 
 
-def parse_size(text: str | int) -> int:
+def parse_size(text: str | int, *, forgotten: str = "GB") -> int:
     """Bytes.
 
+    Args:
+        forgotten: the unit that was meant where a text has none and can't mean bytes.
+
     Raises:
-        UseError: it is no size.
+        UseError: it is no size, or a fraction of a byte, or a few bytes as a text without unit.
     """
     if isinstance(text, int):
         if text < 0:
             raise UseError(f"size {text} is negative")
         return text
     match = _FORM.fullmatch(text.strip())
-    unit = _UNITS.get(match.group(2).upper()) if match else None
+    unit = _UNITS.get(match[2].upper()) if match else None
     if match is None or unit is None:
         raise UseError(f"`{text}` is no size: expected bytes, or a form like `1.8GB`, `512MiB`")
-    return int(Decimal(match.group(1)) * unit)
+    number = Decimal(match[1])
+    hint = f"did you mean `{match[1]}{forgotten}`?"
+    if unit == 1 and number % 1:
+        raise UseError(f"`{text}` is no whole number of bytes", hint=hint)
+    if not match[2] and 0 < number < _LEAST_ALONE:
+        raise UseError(f"`{text}` has no unit, and would be {text.strip()} bytes", hint=hint)
+    return int(number * unit)
 
 
 def format_size(nbytes: float) -> str:

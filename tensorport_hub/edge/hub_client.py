@@ -58,6 +58,12 @@ class HubClient:
 
     def __init__(self, *, endpoint: str | None = None, token: str | None = None) -> None:
         self.endpoint = (endpoint or os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+        if not self.endpoint.startswith(("http://", "https://")):
+            scheme = "http" if re.search(r":\d+$", self.endpoint) else "https"
+            raise UseError(
+                f"endpoint `{self.endpoint}` is no URL: expected `http://` or `https://` before it",
+                hint=f"did you mean `{scheme}://{self.endpoint}`? `HF_ENDPOINT` says it",
+            )
         self.token = (token or _found_token() or "").strip() or None
         if self.token is not None and not _TOKEN.fullmatch(self.token):
             raise UseError("the token is malformed: it holds a space, a line break or a letter beyond ASCII")

@@ -116,7 +116,7 @@ def test_when_the_minutes_are_over_it_stops_and_a_next_run_continues(
     machine: Runner, hub: DevHub, client: HfApi
 ) -> None:
     """`unfinished`, failed or passed as asked; what is finished is kept, the next run makes only the rest."""
-    kept = {**TINY, "token": hub.token, "options": "--checkpoint-every=1\n--transfer=lfs\n--restart"}
+    kept = {**TINY, "token": hub.token, "options": "--checkpoint-every=1B\n--transfer=lfs\n--restart"}
     hub.faults.add(Fault("stall", method="PUT", origin="cdn", at=64, times=None, seconds=60, after=9))
     ran = machine.action({**kept, "minutes": "0.15"}, only="Mirror")
     assert ran.code == 1
@@ -210,7 +210,7 @@ def test_trusted_publishing_needs_no_secret(machine: Runner, hub: DevHub, identi
     """The job's identity is exchanged for a token of the destination, and again whenever a token is old."""
     machine.env = {**machine.env, **identity, "TENSORPORT_TOKEN_SECONDS": "6"}
     hub.faults.add(Fault("stall", origin="cdn", at=64, times=1, seconds=60, after=1))
-    options = "--checkpoint-every=1"
+    options = "--checkpoint-every=1B"
     ran = machine.action({**TINY, "trusted-publishing": "true", "options": options}, only="Mirror")
     assert (ran.code, ran.outputs["state"]) == (0, "done"), ran.log
     exchanges = [seen for seen in hub.seen if seen.path == "/oauth/token"]

@@ -34,7 +34,7 @@ def test_orders_in_their_order() -> None:
         KEYS,
     )
     assert problems == []
-    options = {"precision": "float16", "shard_size": 1000, "create_pr": True, "include": ["a.*", "b.*"]}
+    options = {"precision": "float16", "shard_size": "1000", "create_pr": True, "include": ["a.*", "b.*"]}
     assert list(orders.values()) == [Order("org/a"), Order("org/b@v1", "me/b", options)]
     assert list(orders) == ["mirror 1 (`org/a`)", "mirror 2 (`org/b@v1`)"]
 
@@ -82,7 +82,7 @@ def test_all_problems_at_once() -> None:
     )
     assert problems == [
         "unknown table `title`: expected `[[mirror]]`",
-        "mirror 1 (`org/a`): unknown key `presicion`: did you mean `precision`",
+        "mirror 1 (`org/a`): unknown key `presicion`: did you mean `precision`?",
         "mirror 1 (`org/a`): unknown key `zzz`",
         "mirror 2: `source` is missing",
         "mirror 2: `destination` must be a string, got 3",

@@ -160,6 +160,16 @@ def test_a_choice_of_nothing_is_a_use_error(how, words):
     assert "`unet`" in caught.value.hint
 
 
+def test_the_hint_says_where_weights_lie():
+    """The top level is no folder, and `--subfolder` is of use only where there is one."""
+    with pytest.raises(UseError) as caught:
+        pick(["model.safetensors"], allow_patterns=["*.bin"])
+    assert caught.value.hint == "safetensors files lie at the top level"
+    with pytest.raises(UseError) as caught:
+        pick(["model.safetensors", "unet/a.safetensors"], allow_patterns=["*.bin"])
+    assert caught.value.hint == "safetensors files lie at the top level and in `unet`; see `--subfolder`"
+
+
 @pytest.mark.parametrize(
     "how",
     [

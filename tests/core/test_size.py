@@ -26,6 +26,11 @@ from tensorport_hub.errors import UseError
         ("512MiB", 2**29),
         ("2tb", 2 * 10**12),
         ("2 TiB", 2 * 2**40),
+        ("2T", 2 * 10**12),
+        ("1G", 10**9),
+        ("1.5Gi", 3 * 2**29),
+        ("4k", 4000),
+        ("1.1GiB", 1_181_116_006),
         (" 20GB ", 20 * 10**9),
         ("1.0000000001GB", 1_000_000_000),
         ("0.3GB", 300_000_000),
@@ -50,8 +55,22 @@ def test_what_is_no_size_is_refused(text):
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 10**15))
 def test_a_number_of_bytes_reads_back(nbytes):
-    """Plain bytes are themselves, as a number, as text and with `B`."""
-    assert parse_size(nbytes) == parse_size(str(nbytes)) == parse_size(f"{nbytes} B") == nbytes
+    """Plain bytes are themselves, as a number, with `B`, and as text where they may be meant."""
+    assert parse_size(nbytes) == parse_size(f"{nbytes} B") == nbytes
+    if nbytes == 0 or nbytes >= 1000:
+        assert parse_size(str(nbytes)) == nbytes
+
+
+@pytest.mark.parametrize("text", ["1.8", "2", "999", "1.5B", " 64 ", "2000000000.5"])
+def test_a_forgotten_unit_is_asked_for(text):
+    """Fractions of a byte, and a text of a few bytes without unit, are use errors that name the unit."""
+    with pytest.raises(UseError) as caught:
+        parse_size(text)
+    number = text.strip().rstrip("B")
+    assert caught.value.hint == f"did you mean `{number}GB`?"
+    with pytest.raises(UseError) as caught:
+        parse_size(text, forgotten="MB/s")
+    assert caught.value.hint == f"did you mean `{number}MB/s`?"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi
 
-from tensorport_hub import mirror, plan
+from tensorport_hub import inspect, mirror, plan
 from tensorport_hub.devhub import DevHub
 from tensorport_hub.errors import DestinationError, SourceError, UseError
 
@@ -100,9 +100,12 @@ def test_use_errors(hub: DevHub, gptoss: Path) -> None:
     with pytest.raises(UseError, match="the same") as caught:
         mirror("openai/tiny", "OpenAI/tiny")
     assert caught.value.hint
-    with pytest.raises(UseError, match="mirror already") as caught:
+    with pytest.raises(UseError, match="`me/tiny` is a mirror made by this tool already") as caught:
         mirror("me/tiny", "me/again")
-    assert caught.value.hint
+    assert caught.value.hint == "mirror the model it was made from"
+    with pytest.raises(UseError, match="made by this tool already") as caught:
+        inspect("me/tiny")
+    assert caught.value.hint == "`tensorport-hub verify me/tiny` checks it"
 
 
 def test_revisions_are_pinned(hub: DevHub, client: HfApi, gptoss: Path) -> None:

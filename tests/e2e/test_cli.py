@@ -56,7 +56,12 @@ def test_plan_and_inspect_speak(hub: DevHub, gptoss: Path, capsys: pytest.Captur
     assert run("plan", "openai/tiny", "me/tiny") == 0
     said = capsys.readouterr().out
     assert "58,372 parameters" in said
-    assert "read again" in said
+    assert "read again" not in said
+    assert "publishes    in one commit" in said
+    assert "memory cap   1.00 GB" in said
+    assert "in 20 files, 1 shard\n" in said
+    assert run("plan", "openai/tiny", "me/tiny", "--experts", "stacked", "--format", "msgpack") == 0
+    assert re.search(r"^read again +[\d.]+ kB \([\d.]+ %\), forced by order", capsys.readouterr().out, re.M)
     assert run("plan", "openai/tiny", "me/tiny", "--json") == 0
     planned = json.loads(capsys.readouterr().out)
     assert planned["parameters"] == 58_372
@@ -68,6 +73,57 @@ def test_plan_and_inspect_speak(hub: DevHub, gptoss: Path, capsys: pytest.Captur
     seen = json.loads(capsys.readouterr().out)
     assert seen["parameters"] == 58_372
     assert seen["schemes"] == {"plain": 18, "mxfp4": 2}
+
+
+def test_a_folder_is_planned_and_written(
+    hub: DevHub, gptoss: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder has neither checkpoints nor commits, and is written to; where all stands, `plan` says that
+    nothing is to be done, and `mirror` that it is unchanged."""
+    hub.add_repo("openai/tiny", gptoss)
+    words = ["openai/tiny", str(tmp_path / "out")]
+    assert run("plan", *words) == 0
+    said = capsys.readouterr().out
+    assert "publishes    when all of it is there; an interrupted run continues\n" in said
+    assert re.search(r"^reads .* from 1 file$", said, re.M)
+    assert "checkpoint" not in said
+    assert run("mirror", *words) == 0
+    told = capsys.readouterr()
+    assert told.out.endswith(f"\nwritten to: {tmp_path / 'out'}\n")
+    assert told.err == f"written to {tmp_path / 'out'}\n"
+    assert run("plan", *words) == 0
+    said = capsys.readouterr().out
+    assert "to do        nothing: the destination holds exactly this already\n" in said
+    assert "reads" not in said
+    assert "time" not in said
+    assert run("mirror", *words) == 0
+    told = capsys.readouterr()
+    assert told.out.endswith(f"\nunchanged: {tmp_path / 'out'}\n")
+    assert told.err == f"unchanged: {tmp_path / 'out'}\n"
+
+
+def test_a_folder_is_called_by_its_name(
+    hub: DevHub, gptoss: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`.` as the source: the mirror is named like the folder."""
+    monkeypatch.chdir(gptoss)
+    assert run("mirror", ".", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["destination"] == "me/gptoss-npy"
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "meant"),
+    [("127.0.0.1:7860", "http://127.0.0.1:7860"), ("hub.example", "https://hub.example")],
+)
+def test_an_endpoint_without_scheme(
+    endpoint: str, meant: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit 2 at once, and what was meant; nothing is tried again."""
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    assert run("inspect", "openai/tiny") == 2
+    said = capsys.readouterr().err
+    assert f"hint: did you mean `{meant}`?" in said
+    assert "waiting" not in said
 
 
 def test_convert_makes_a_folder(gptoss: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -82,14 +138,32 @@ def test_convert_makes_a_folder(gptoss: Path, tmp_path: Path, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("code", "words", "said"),
     [
-        (2, ["mirror"], "Missing argument"),
+        (2, ["mirror"], "argument `SRC` is missing"),
+        (2, ["plan"], "error: missing argument `SRC`\nhint: `tensorport-hub plan --help` says"),
+        (
+            2,
+            ["mirror", "a/b", "--precison", "keep"],
+            "such option `--precison`\nhint: did you mean `--precision`?",
+        ),
+        (
+            2,
+            ["mirror", "a/b", "--workers", "x"],
+            "invalid value for `--workers`: `x` is not a valid integer\n",
+        ),
+        (2, ["mirror", "a/b", "--precision", "bf16"], "hint: did you mean `bfloat16`?"),
+        (2, ["mirror", "a/b", "--format", "npz"], "hint: did you mean `numpy-direct`?"),
+        (2, ["mirror", "a/b", "--transfer", "xeet"], "hint: did you mean `xet`?"),
         (2, ["mirror", "not a model", "./x"], "is no repository and no folder"),
-        (2, ["mirror", "a/b", "c/d", "--precision", "int8"], "Invalid value"),
+        (
+            2,
+            ["mirror", "a/b", "c/d", "--precision", "int8"],
+            "`int8` is no value of `--precision`: expected one of",
+        ),
         (2, ["mirror", "a/b", "c/d", "--shard-size", "lots"], "is no size"),
         (2, ["mirror", "a/b", "c/d", "--shard-size", "3GB"], "allow-large-shards"),
         (2, ["mirror", "a/b", "c"], "has no owner"),
         (4, ["mirror", "/nowhere/at/all", "./x"], "is no folder"),
-        (2, ["frobnicate"], "No such command"),
+        (2, ["mirorr"], "error: no such command `mirorr`\nhint: did you mean `mirror`?"),
     ],
 )
 def test_wrong_use(code: int, words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -98,6 +172,26 @@ def test_wrong_use(code: int, words: list[str], said: str, capsys: pytest.Captur
     err = capsys.readouterr().err
     assert said in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["mirror", "a/b", "--precison", "keep"], "no such option `--precison`"),
+        (["plan", "a/b", "--precision", "half"], "`half` is no value of `--precision`"),
+        (["mirror", "a/b", "c"], "destination `c` has no owner"),
+        (["mirror"], "argument `SRC` is missing"),
+        (["inspect"], "missing argument `SRC`"),
+    ],
+)
+def test_wrong_use_in_json(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """With `--json` whatever is wrong with the command line is one object of one form on stdout, exit 2."""
+    assert run(*words, "--json") == 2
+    told = json.loads(capsys.readouterr().out)
+    assert told.keys() == {"error", "message", "hint", "exit_code"}
+    assert (told["error"], told["exit_code"]) == ("UseError", 2)
+    assert said in told["message"]
+    assert told["hint"]
 
 
 def test_an_unsupported_scheme_is_refused_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

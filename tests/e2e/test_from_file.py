@@ -77,6 +77,7 @@ def test_a_list_is_what_single_runs_are(
     said = capsys.readouterr()
     assert "published st/one -> me/one-npy\n" in said.out
     assert said.out.endswith("2 mirrors: 2 published\n")
+    assert "rounding" not in said.out
     assert "[2/2] st/two" in said.err
     mirror("st/one", "me/single")
     assert contents(seeded, "me/one-npy").keys() == contents(seeded, "me/single").keys()
@@ -90,6 +91,24 @@ def test_a_list_is_what_single_runs_are(
     assert [one["result"]["changed"] for one in told["mirrors"]] == [False, False]
     assert [one["destination"] for one in told["mirrors"]] == ["me/one-npy", "me/half"]
     assert len(seeded.commits("me/half")) == commits
+
+
+def test_losses_are_told(
+    hub: DevHub,
+    write: Callable[[str], str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What rounding cost a mirror of a list is said as of a single one, in text and step summary."""
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
+    hub.add_repo("st/two", {"model.safetensors": save({"w": np.array([1e9, 1e-9, 1e9, 1], np.float32)})})
+    assert run("mirror", "--from-file", write(LIST.replace("st/one", "st/two"))) == 0
+    assert (
+        "rounding: 2 values overflowed, 1 became 0; per tensor in its manifest.json"
+        in capsys.readouterr().out
+    )
+    assert "| 2 values overflowed, 1 became 0 |" in (tmp_path / "summary.md").read_text()
 
 
 def test_one_that_fails_does_not_stop_the_others(
@@ -143,6 +162,7 @@ def test_a_wrong_list_runs_nothing(
         '[[mirror]]\nsource = "st/two"\ndestination = "me/x"\n'
         '[[mirror]]\nsource = "a/b"\ndestination = "me/X"\n'
         '[[mirror]]\nsource = "a/c"\n[[mirror]]\nsource = "b/c"\n'
+        '[[mirror]]\nsource = "a/d"\nworkers = 2\npublic = true\n'
     )
     seeded.forget()
     assert run("mirror", "--from-file", path) == 2
@@ -155,7 +175,10 @@ def test_a_wrong_list_runs_nothing(
         "mirror 3 (`not a name`): `not a name` is no repository",
         "mirror 4 (`st/two`): destination and source are the same",
         "mirror 6 (`a/b`): `me/X` is the destination of mirror 5 (`st/two`) already",
-        "mirror 8 (`b/c`): `the default destination` is the destination of mirror 7 (`a/c`) already",
+        "mirror 8 (`b/c`): `<you>/c-npy` is the destination of mirror 7 (`a/c`) already: give one of them"
+        " another `destination = `",
+        "mirror 9 (`a/d`): `workers` is an option of the command line, not of a list",
+        "mirror 9 (`a/d`): unknown key `public`: did you mean `private`?",
     ):
         assert words in said
     assert seeded.seen == []
@@ -192,6 +215,9 @@ def test_every_option_of_mirror_is_a_key(write: Callable[[str], str]) -> None:
     process = {"from-file", "workers", "max-memory", "max-disk", "cluster", "restart", "token", "json"}
     process |= {"quiet", "verbose", "no-progress", "report"}
     assert set(batch.keys()) == command - process
+    for option in process:
+        with pytest.raises(UseError, match=f"`{option}` is an option of the command line, not of a list"):
+            batch.parse_orders(f'[[mirror]]\nsource = "a/b"\n{option} = 1\n', name="it")
 
 
 def test_the_api(seeded: DevHub, write: Callable[[str], str]) -> None:

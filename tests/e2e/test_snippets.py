@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tensorport_hub import mirror
+from tensorport_hub import batch, mirror
+from tensorport_hub.cli import cli
 from tensorport_hub.demo import tiny_gpt_oss
 from tensorport_hub.devhub import DevHub
 
@@ -49,6 +50,27 @@ def test_the_readme(published: DevHub, home: Path) -> None:
     code = "\n".join(blocks)
     said = typed(f"{code}\nprint(rows.shape, len(params['model']['layers']), type(config).__name__)", home)
     assert said.strip() == "(64, 320) 4 bytes"
+
+
+def test_the_options() -> None:
+    """The README's table has every option of `mirror`, and what is said of `plan`'s and a list's is so."""
+
+    def options(command: str) -> set[str]:
+        found = {word for each in cli.commands[command].params for word in (*each.opts, *each.secondary_opts)}
+        return {word.removeprefix("--") for word in found if word.startswith("--")}
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = text.partition("| option of `mirror` |")[2].partition("\n\n")[0]
+    named = set(re.findall(r"--([a-z][a-z-]+)", "".join(row.split(" | ")[0] for row in table.splitlines())))
+    assert options("mirror") - {"quiet", "verbose"} == named
+    alone = re.search(r"`plan` takes all of them but (.*?);", text)
+    assert alone is not None
+    assert options("mirror") - options("plan") == set(re.findall(r"`--([a-z-]+)`", alone[1]))
+    asked = text.partition("by the names of the options below:")[2].partition("How the run goes")[0]
+    listed = set(re.findall(r"`([a-z-]+)`", asked))
+    ordered = re.findall(r"--([a-z-]+)", table)
+    first, last = ordered.index("revision"), ordered.index("shard-size")
+    assert listed | set(ordered[first:last]) == set(batch.keys())
 
 
 def test_the_card(published: DevHub, home: Path) -> None:
