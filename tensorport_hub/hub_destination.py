@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 
 from tensorport_hub.core import manifest, proof, resync
 from tensorport_hub.core.journal import Progress
 from tensorport_hub.core.mirror import Mirror
 from tensorport_hub.core.plan import Plan
 from tensorport_hub.core.tensor import shorten
-from tensorport_hub.destination import Opened, Publication, readable, whole
+from tensorport_hub.destination import Opened, Publication, readable, refuse_other, whole
 from tensorport_hub.edge.hub_answers import RepoState
 from tensorport_hub.edge.hub_client import HubClient
 from tensorport_hub.edge.hub_find import open_work
@@ -121,10 +122,13 @@ class HubDestination:
     def _read_manifest(self, state: RepoState) -> bytes:
         return retried(lambda: self._client.read_file(self.name, manifest.PATH, state.commit), self._report)
 
-    def check(self, plan: Plan, paths: Sequence[str]) -> None:
+    def check(self, plan: Plan, key: str, paths: Sequence[str]) -> None:
         self._paths = paths
         there = self._there
         if there is not None and not self._publication.restart and _has_manifest(there):
+            if not self._begins:
+                is_anew = partial(self._is_begun_anew, there, plan, key)
+                refuse_other(plan, self._manifest(there), self.name, is_anew)
             mirror = readable(self._manifest(there))
             self.inherited = resync.inherited(plan, mirror) if mirror is not None else Progress()
         problems = []
