@@ -37,7 +37,8 @@ class HubDestination:
     """A model repository on the Hub.
 
     Raises:
-        DestinationError: it holds something that we did not make, or something closed would be opened.
+        DestinationError: it holds something that we did not make, something closed would be opened, or no
+            token is there that may write to it, as far as that can be known.
     """
 
     def __init__(
@@ -61,7 +62,13 @@ class HubDestination:
         self.streams = publication.transfer != "lfs"
         self.stages = not self.streams
         self._wanted = closed if publication.private is None else publication.private
+        client.require_token()
         self._there = self._look()
+        if self._there is None and not retried(lambda: client.may_create(repo_id), report):
+            raise DestinationError(
+                f"a new repository `{repo_id}` is forbidden: the token may not write to that namespace",
+                hint="choose one of yours, or a token that may write there",
+            )
         self.exists = self._there is not None
         self.private: bool | None = self._there.private if self._there is not None else self._wanted
 
@@ -78,14 +85,28 @@ class HubDestination:
         if state is not None and branch is not None and not self._begins:
             state = retried(lambda: client.repo_state(self.name, branch, DestinationError), report)
         private = state.private if state is not None else self._wanted
+        self._refuse_visibility(state)
         if self._closed_source is not None and not private and not self._publication.i_have_rights:
             raise DestinationError(
                 f"`{self._closed_source}` is gated or private, `{self.name}` would be open",
-                hint="`--private` keeps it closed; `--i-have-rights` if you may publish it",
+                hint=("`--private` keeps it closed" if state is None else "make it private in its settings")
+                + "; `--i-have-rights` if you may publish it",
             )
         if state is not None:
             self._refuse_strangers(state)
         return state
+
+    def _refuse_visibility(self, state: RepoState | None) -> None:
+        """What was asked for explicitly is not ignored: only a new repository is made so."""
+        wanted = self._publication.private
+        if state is None or wanted is None or state.private == wanted:
+            return
+        words = {True: "private", False: "public"}
+        raise DestinationError(
+            f"`{self.name}` exists and is {words[state.private]}: expected {words[wanted]}, because of"
+            f" `--{words[wanted]}`",
+            hint=f"make it {words[wanted]} in its settings, or leave out `--{words[wanted]}`",
+        )
 
     def _branches(self) -> list[str]:
         refs = retried(
