@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from huggingface_hub import HfApi
 from safetensors.numpy import save
 
-from tensorport_hub import convert, mirror, mirror_all, plan
+from tensorport_hub import convert, mirror, mirror_all, open_checkpoint, plan, verify
 from tensorport_hub.core.orders import Order
 from tensorport_hub.devhub import DevHub, Fault
-from tensorport_hub.errors import DestinationError, SourceError
+from tensorport_hub.errors import DestinationError, SourceError, UseError
 from tests.e2e.interrupted import EVERY, MODEL, SOURCE
+from tests.e2e.test_cli import run
 
 
 def model(seed: float) -> dict[str, bytes]:
@@ -127,3 +130,117 @@ class TestAnotherModel:
         with pytest.raises(DestinationError, match="holds the mirror of `org/over`"):
             mirror("org/small", out, on_event=meanwhile)
         assert not list(tmp_path.glob(".out.tensorport"))
+
+
+class TestWhoMayWrite:
+    """`plan` ends as `mirror` does, where that is certain beforehand."""
+
+    @pytest.mark.parametrize("verb", [plan, mirror])
+    def test_without_a_token(self, models: DevHub, monkeypatch: pytest.MonkeyPatch, verb: Any) -> None:
+        """Nothing can be written, whether the repository is there or not."""
+        mirror("org/small", "me/there")
+        monkeypatch.delenv("HF_TOKEN")
+        for destination in ("me/x", "me/there"):
+            with pytest.raises(DestinationError, match="needs a token") as caught:
+                verb("org/small", destination)
+            assert "hf auth login" in caught.value.hint
+
+    @pytest.mark.parametrize("verb", [plan, mirror])
+    def test_in_a_namespace_of_others(self, models: DevHub, verb: Any) -> None:
+        """A new repository goes to one's own namespace and to organizations that one may write to."""
+        token = models.add_user("jo", orgs={"readers": "read", "writers": "write"})
+        for owner in ("other", "readers"):
+            with pytest.raises(DestinationError, match=f"`{owner}/x` is forbidden") as caught:
+                verb("org/small", f"{owner}/x", token=token)
+            assert caught.value.exit_code == 5
+        for owner in ("jo", "writers"):
+            assert verb("org/small", f"{owner}/x", token=token).destination == f"{owner}/x"
+
+    @pytest.mark.parametrize("verb", [plan, mirror])
+    def test_with_a_token_that_only_reads(self, models: DevHub, verb: Any) -> None:
+        """A read token makes no repository."""
+        with pytest.raises(DestinationError, match="is forbidden"):
+            verb("org/small", "me/x", token=models.add_token("me", role="read"))
+
+
+class TestVisibility:
+    """`--private` and `--public` of a repository that is there."""
+
+    @pytest.mark.parametrize("verb", [plan, mirror])
+    @pytest.mark.parametrize("private", [True, False])
+    def test_other_than_asked_for(self, models: DevHub, client: HfApi, verb: Any, private: bool) -> None:
+        """What was asked for is refused, not ignored, and the hint says how to get it."""
+        client.create_repo("me/x", private=not private)
+        wanted, found = ("private", "public") if private else ("public", "private")
+        words = f"`me/x` exists and is {found}: expected {wanted}, because of `--{wanted}`"
+        with pytest.raises(DestinationError, match=words) as caught:
+            verb("org/small", "me/x", private=private)
+        assert f"make it {wanted} in its settings" in caught.value.hint
+        assert f"leave out `--{wanted}`" in caught.value.hint
+        assert verb("org/small", "me/x").destination == "me/x"
+
+    def test_hints_nothing_that_was_given(self, models: DevHub, client: HfApi) -> None:
+        """A closed source and an open repository: `--private` is no way out."""
+        models.add_repo("me/priv", model(6), private=True)
+        client.create_repo("me/x", private=False)
+        with pytest.raises(DestinationError, match="would be open") as caught:
+            mirror("me/priv", "me/x")
+        assert "--private" not in caught.value.hint
+        with pytest.raises(DestinationError, match="expected private") as caught:
+            mirror("me/priv", "me/x", private=True)
+        assert "make it private in its settings" in caught.value.hint
+
+
+class TestNames:
+    """What a destination is called, and what is none."""
+
+    def test_of_nothing(self, models: DevHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """An unset variable is exit 2, in every verb and in a list; the current folder is not meant."""
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "model.safetensors").write_bytes(save({"a": np.ones((2, 2), np.float32)}))
+        for words in (
+            ["mirror", "", "me/oops"],
+            ["plan", "", "me/oops"],
+            ["inspect", ""],
+            ["mirror", "org/small", ""],
+            ["plan", "org/small", ""],
+            ["convert", "--input", "org/small", "--output", ""],
+            ["verify", ""],
+        ):
+            assert run(*words) == 2, words
+        for order in (Order("", "me/oops"), Order("org/small", "")):
+            with pytest.raises(UseError, match="is empty"):
+                mirror_all([order])
+        with pytest.raises(UseError, match="is empty"):
+            open_checkpoint("")
+        assert "oops" not in str(models.seen)
+
+    def test_of_a_bare_repository(self, models: DevHub, tmp_path: Path) -> None:
+        """A folder that is a git repository: the hint says how it is named as one."""
+        bare = tmp_path / "model.git"
+        subprocess.run(["git", "init", "-q", "--bare", str(bare)], check=True, timeout=60)
+        with pytest.raises(DestinationError, match="is not empty") as caught:
+            plan("org/small", str(bare))
+        assert f"`git+file://{bare}`" in caught.value.hint
+
+    def test_of_a_mirror_that_is_verified(
+        self, models: DevHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A folder that is there is meant by its bare name; one that is not is no destination."""
+        monkeypatch.chdir(tmp_path)
+        convert("org/small", "kept")
+        for name in ("kept", "kept/"):
+            assert verify(name, deep=True).ok
+        with pytest.raises(DestinationError, match=r"destination `.*nothing` is no folder"):
+            verify("./nothing")
+        with pytest.raises(UseError, match="has no owner"):
+            verify("nothing")
+
+    def test_of_a_source_as_a_browser_shows_it(self, models: DevHub) -> None:
+        """The address of a model's page on the Hub in use, and a slash at the end, name the model."""
+        for source in (f"{models.endpoint}/org/small", "https://huggingface.co/org/small", "org/small/"):
+            planned = plan(source)
+            assert (planned.source, planned.destination) == ("org/small", "me/small-npy")
+        commit = models.commits("org/small")[0].oid
+        models.add_repo("org/small", model(7))
+        assert plan(f"{models.endpoint}/org/small/tree/{commit}").plan.commit == commit
