@@ -29,7 +29,7 @@ class Publication:
     """How the result is published, and what becomes of an interrupted run's leavings.
 
     Attributes:
-        private: visibility of a new repository; None: as the source's.
+        private: visibility of a new repository, which one that exists must have; None: as the source's.
         i_have_rights: a gated or private source may be published openly.
         transfer: `auto`, `xet` or `lfs`.
         message: of the commit; None: a sentence that names the source.
