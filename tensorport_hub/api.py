@@ -93,7 +93,8 @@ def mirror(
         subfolder, allow_patterns: which files are the model.
         workers: parts in flight; by default the number of processors.
         max_memory, max_disk: caps on peak memory and on staging bytes (by default two shards).
-        private: visibility of a new repository; by default private where the source is private or gated.
+        private: visibility of a new repository, which one that exists must have; by default private where
+            the source is private or gated.
         i_have_rights: a gated or private source may be published openly.
         transfer: `auto`, `xet` or `lfs`.
         read: `http`, or `xet`: what the source has in Xet storage comes from there; fewer bytes, more of the
@@ -206,7 +207,9 @@ def plan(
     token: str | None = None,
     on_event: Callable[[Event], object] | None = None,
 ) -> PlanResult:
-    """Everything that `mirror` does before it reads weights; writes nothing. Arguments as there, and:
+    """Everything that `mirror` does before it reads weights; writes nothing.
+
+    What an interrupted run left is not counted, though `mirror` continues it. Arguments as there, and:
 
     Args:
         rate: bytes a second that are to be expected, for a forecast of the time.

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -24,7 +25,7 @@ from tensorport_hub.core.decode.cast import Losses
 from tensorport_hub.core.demand import demand
 from tensorport_hub.core.digest import SourceFile, blob_oid
 from tensorport_hub.core.layout import OutFile, frame
-from tensorport_hub.core.location import FolderLocation, GitLocation, parse_destination
+from tensorport_hub.core.location import FolderLocation, GitLocation, parse_mirror
 from tensorport_hub.core.manifest import FileEntry
 from tensorport_hub.core.mirror import Mirror
 from tensorport_hub.core.mirror import read as read_mirror
@@ -71,11 +72,13 @@ class Audit:
         self.mirror = self._read_manifest()
 
     def _open(self, destination: str, revision: str | None) -> tuple[str, Source]:
-        location = parse_destination(destination)
+        location = parse_mirror(destination, is_folder=Path(destination).expanduser().is_dir())
         if isinstance(location, FolderLocation):
             if revision is not None:
                 raise UseError(f"folder `{destination}` has no revision `{revision}`")
             path = parse_folder(location.path)
+            if not path.is_dir():
+                raise DestinationError(f"destination `{path}` is no folder")
             return str(path), _theirs(lambda: LocalSource(path, pointers=True))
         if isinstance(location, GitLocation):
             return location.url, GitSource(location.url, revision, self._meter)
@@ -169,7 +172,7 @@ class Audit:
         plan = self.mirror.plan
         if source is None and plan.repo is None:
             raise UseError("the mirror was made from a folder", hint="`--source FOLDER` says where it is")
-        where = source or f"{plan.repo}@{plan.commit}"
+        where = f"{plan.repo}@{plan.commit}" if source is None else source
         try:
             reading = Reading(where, None, self._token, plan.options, self._meter)
         except (CheckpointError, LimitError) as error:

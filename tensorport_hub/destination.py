@@ -6,7 +6,7 @@ One class a kind of destination. Everything that can be refused is refused befor
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -16,8 +16,9 @@ from tensorport_hub.core.digest import SourceFile
 from tensorport_hub.core.mirror import Mirror
 from tensorport_hub.core.plan import Plan
 from tensorport_hub.core.progress import Progress
+from tensorport_hub.core.tensor import shorten
 from tensorport_hub.edge.local_sink import LocalSink, check_folder, listing
-from tensorport_hub.errors import TensorportError, UseError
+from tensorport_hub.errors import DestinationError, TensorportError, UseError
 from tensorport_hub.ports import Journal, Published, Sink
 
 _AUTHOR = re.compile(r"[^<>\x00-\x1f]*[^<>\s] <[^<>\x00-\x20]+>")
@@ -28,7 +29,7 @@ class Publication:
     """How the result is published, and what becomes of an interrupted run's leavings.
 
     Attributes:
-        private: visibility of a new repository; None: as the source's.
+        private: visibility of a new repository, which one that exists must have; None: as the source's.
         i_have_rights: a gated or private source may be published openly.
         transfer: `auto`, `xet` or `lfs`.
         message: of the commit; None: a sentence that names the source.
@@ -96,11 +97,15 @@ class Destination(Protocol):
     inherited: Progress
     """What stands here of the plan that was checked, made by another: neither read nor sent again."""
 
-    def check(self, plan: Plan, paths: Sequence[str]) -> None:
+    def check(self, plan: Plan, key: str, paths: Sequence[str]) -> None:
         """Refuse a plan that this place can't hold, and learn what it has of it.
 
         Args:
+            key: names the plan.
             paths: all files of the mirror.
+
+        Raises:
+            DestinationError: what stands here is the mirror of another source (`inherited`).
         """
 
     def checkpoints(self, plan: Plan) -> int | None:
@@ -132,10 +137,13 @@ class FolderDestination:
         if publication.create_pr or publication.branch is not None:
             raise UseError(f"`{path}` is a folder: it has no branches and no pull requests")
 
-    def check(self, plan: Plan, paths: Sequence[str]) -> None:
+    def check(self, plan: Plan, key: str, paths: Sequence[str]) -> None:
         """A folder holds everything that the disk has room for."""
         found = self._path / manifest.PATH
-        if found.is_file() and not self._publication.restart and (there := readable(found.read_bytes())):
+        if self._publication.restart or not found.is_file():
+            return
+        refuse_other(plan, found.read_bytes(), self.name, lambda: LocalSink.is_begun_anew(self._path))
+        if there := readable(found.read_bytes()):
             self.inherited = resync.inherited(plan, there)
             self._standing = {entry.sha256: entry.path for entry in there.weights}
 
@@ -160,10 +168,36 @@ class FolderDestination:
             standing=self._standing,
             restart=self._publication.restart,
         )
+        try:
+            found = self._path / manifest.PATH
+            if found.is_file():  # a run that held the lock may have ended since the plan
+                refuse_other(plan, found.read_bytes(), self.name, lambda: sink.anew)
+        except BaseException:
+            sink.close()
+            raise
         return Opened(sink, sink.journal, sink.anew)
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+def refuse_other(plan: Plan, data: bytes, name: str, is_anew: Callable[[], bool]) -> None:
+    """Refuse to replace the mirror of another source; of two folders nothing tells whether they differ.
+
+    Args:
+        data: the manifest that stands at the destination `name`.
+        is_anew: whether a run of `--restart` is continued, which may replace it.
+
+    Raises:
+        DestinationError: one of the two was made of another repository, or one of a folder.
+    """
+    there, mine = manifest.source_repo(data), plan.repo or ""
+    if there is not None and there.lower() != mine.lower() and not is_anew():
+        told = [f"`{shorten(repo)}`" if repo else "a local folder" for repo in (there, mine)]
+        raise DestinationError(
+            f"`{name}` holds the mirror of {told[0]}, not of {told[1]}",
+            hint="choose another destination, or `--restart` to replace it",
+        )
 
 
 def readable(data: bytes) -> Mirror | None:

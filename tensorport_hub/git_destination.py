@@ -12,7 +12,7 @@ from tensorport_hub.core.mirror import Mirror
 from tensorport_hub.core.plan import Plan
 from tensorport_hub.core.progress import Progress
 from tensorport_hub.core.tensor import shorten
-from tensorport_hub.destination import Opened, Publication, readable
+from tensorport_hub.destination import Opened, Publication, readable, refuse_other
 from tensorport_hub.edge.git import Git
 from tensorport_hub.edge.git_lfs import GitObjects
 from tensorport_hub.edge.git_remote import HEADS, GitRemote, Tree, Update
@@ -119,7 +119,9 @@ class GitDestination:
         with self._objects.fetch(Receipt(path, size, sha256)) as file:
             return file.read()
 
-    def check(self, plan: Plan, paths: Sequence[str]) -> None:
+    def check(self, plan: Plan, key: str, paths: Sequence[str]) -> None:
+        if self._tip is not None and self._manifest and not self._publication.restart:
+            refuse_other(plan, self._manifest, self.name, lambda: self._is_begun_anew(key))
         there = None if self._publication.restart else readable(self._manifest)
         self.inherited = resync.inherited(plan, there) if there is not None else Progress()
         largest = max(plan.outputs, key=lambda file: file.size, default=None)
@@ -156,7 +158,7 @@ class GitDestination:
         there = readable(self._manifest)
         if there is None or not proof.is_of(there, plan) or not self._is_whole(there):
             return None
-        if self._is_kept(key) and self._work(key).is_begun_anew():
+        if self._is_begun_anew(key):
             return None
         return there, Published(self.name, self._tip, None, changed=False)
 
@@ -234,6 +236,10 @@ class GitDestination:
     def _is_kept(self, key: str) -> bool:
         """Whether an earlier run left a work branch, as far as was last looked."""
         return work_ref(key, self._publication.branch) in self._refs
+
+    def _is_begun_anew(self, key: str) -> bool:
+        """Whether a run that was to make everything itself was interrupted."""
+        return self._is_kept(key) and self._work(key).is_begun_anew()
 
     def _work(self, key: str) -> GitWork:
         ref = work_ref(key, self._publication.branch)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 
 from tensorport_hub.core import manifest, proof, resync
 from tensorport_hub.core.mirror import Mirror
 from tensorport_hub.core.plan import Plan
 from tensorport_hub.core.progress import Progress
 from tensorport_hub.core.tensor import shorten
-from tensorport_hub.destination import Opened, Publication, readable, whole
+from tensorport_hub.destination import Opened, Publication, readable, refuse_other, whole
 from tensorport_hub.edge.hub_answers import RepoState
 from tensorport_hub.edge.hub_client import HubClient
 from tensorport_hub.edge.hub_find import open_work
@@ -36,7 +37,8 @@ class HubDestination:
     """A model repository on the Hub.
 
     Raises:
-        DestinationError: it holds something that we did not make, or something closed would be opened.
+        DestinationError: it holds something that we did not make, something closed would be opened, or no
+            token is there that may write to it, as far as that can be known.
     """
 
     def __init__(
@@ -60,7 +62,13 @@ class HubDestination:
         self.streams = publication.transfer != "lfs"
         self.stages = not self.streams
         self._wanted = closed if publication.private is None else publication.private
+        client.require_token()
         self._there = self._look()
+        if self._there is None and not retried(lambda: client.may_create(repo_id), report):
+            raise DestinationError(
+                f"a new repository `{repo_id}` is forbidden: the token may not write to that namespace",
+                hint="choose one of yours, or a token that may write there",
+            )
         self.exists = self._there is not None
         self.private: bool | None = self._there.private if self._there is not None else self._wanted
 
@@ -77,14 +85,28 @@ class HubDestination:
         if state is not None and branch is not None and not self._begins:
             state = retried(lambda: client.repo_state(self.name, branch, DestinationError), report)
         private = state.private if state is not None else self._wanted
+        self._refuse_visibility(state)
         if self._closed_source is not None and not private and not self._publication.i_have_rights:
             raise DestinationError(
                 f"`{self._closed_source}` is gated or private, `{self.name}` would be open",
-                hint="`--private` keeps it closed; `--i-have-rights` if you may publish it",
+                hint=("`--private` keeps it closed" if state is None else "make it private in its settings")
+                + "; `--i-have-rights` if you may publish it",
             )
         if state is not None:
             self._refuse_strangers(state)
         return state
+
+    def _refuse_visibility(self, state: RepoState | None) -> None:
+        """What was asked for explicitly is not ignored: only a new repository is made so."""
+        wanted = self._publication.private
+        if state is None or wanted is None or state.private == wanted:
+            return
+        words = {True: "private", False: "public"}
+        raise DestinationError(
+            f"`{self.name}` exists and is {words[state.private]}: expected {words[wanted]}, because of"
+            f" `--{words[wanted]}`",
+            hint=f"make it {words[wanted]} in its settings, or leave out `--{words[wanted]}`",
+        )
 
     def _branches(self) -> list[str]:
         refs = retried(
@@ -121,10 +143,13 @@ class HubDestination:
     def _read_manifest(self, state: RepoState) -> bytes:
         return retried(lambda: self._client.read_file(self.name, manifest.PATH, state.commit), self._report)
 
-    def check(self, plan: Plan, paths: Sequence[str]) -> None:
+    def check(self, plan: Plan, key: str, paths: Sequence[str]) -> None:
         self._paths = paths
         there = self._there
         if there is not None and not self._publication.restart and _has_manifest(there):
+            if not self._begins:
+                is_anew = partial(self._is_begun_anew, there, plan, key)
+                refuse_other(plan, self._manifest(there), self.name, is_anew)
             mirror = readable(self._manifest(there))
             self.inherited = resync.inherited(plan, mirror) if mirror is not None else Progress()
         problems = []

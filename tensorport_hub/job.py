@@ -144,7 +144,7 @@ class Job(Reading):
             self._refuse_large_files()
             paths = [file.path for file in self.plan.outputs]
             self.paths = [*paths, *small_paths(self.plan, self.survey)]
-            self.destination.check(self.plan, self.paths)
+            self.destination.check(self.plan, self.key, self.paths)
             self.allotment()
             if JAX_PICKLE.name in options.formats:
                 meter(Warned(PICKLE_WARNING))

@@ -43,7 +43,8 @@ def source_location(text: str, revision: str | None) -> Location:
     Raises:
         UseError: they contradict each other, or SRC names nothing.
     """
-    location = parse_source(text, is_folder=Path(text).expanduser().is_dir())
+    endpoint = os.environ.get("HF_ENDPOINT", "")
+    location = parse_source(text, is_folder=Path(text).expanduser().is_dir(), endpoint=endpoint)
     if revision is None:
         return location
     if isinstance(location, FolderLocation):

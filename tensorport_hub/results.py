@@ -105,7 +105,7 @@ class PlanResult:
     Attributes:
         standing: the destination holds exactly this already.
         checkpoints: about how many a run makes before it publishes; None: one commit does it all.
-        bytes_in: source bytes that will be read, those twice included.
+        bytes_in: source bytes that will be read, those twice included, where no interrupted run is continued.
         bytes_again: the part of it that order forces to be read a second time.
         parts_kept, bytes_kept: what stands at the destination already, and is neither read nor sent.
         shares, largest_share: what a cluster's workers would divide it into (0: they can't send there), and

@@ -104,7 +104,8 @@ def _mirror(src: str, dst: str | None, given: dict[str, Any]) -> None:
 def plan(src: str, dst: str | None, **given: Any) -> None:
     """Say what `mirror` would do; read no weights, write nothing.
 
-    It exits with 0 where a run could begin, else with the code that the run would have ended with.
+    It exits with 0 where a run could begin, else with the code that the run would have ended with. What an
+    interrupted run left is not counted: `mirror` continues it.
     """
     as_json = given.pop("as_json")
     from tensorport_hub import api

@@ -240,6 +240,16 @@ def listed_files(data: bytes) -> frozenset[str] | None:
     return frozenset(entry["path"] for entry in entries if isinstance(entry.get("path"), str))
 
 
+def source_repo(data: bytes) -> str | None:
+    """The repository that a manifest of ours, of any version, was made of; "" where that was a folder.
+
+    None where it does not say.
+    """
+    source = _anything(data).get("source")
+    repo = source.get("repo", 0) if isinstance(source, dict) else 0
+    return "" if repo is None else repo if isinstance(repo, str) else None
+
+
 def _anything(data: bytes) -> dict[str, Any]:
     """A JSON object of unknown origin; empty where it is none."""
     try:

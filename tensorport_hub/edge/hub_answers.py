@@ -35,6 +35,21 @@ class LfsUpload:
     verify: str | None
 
 
+def may_create(said: dict[str, Any], namespace: str) -> bool:
+    """Whether the account that `whoami` told of may make a repository in a namespace; True where that is not
+    certain, as of a token whose rights are listed one by one.
+    """
+    role = ((said.get("auth") or {}).get("accessToken") or {}).get("role")
+    if role == "read":
+        return False
+    if said.get("type") != "user" or role == "fineGrained" or not isinstance(said.get("orgs"), list):
+        return True
+    roles = {str(org["name"]).lower(): org.get("roleInOrg") for org in said["orgs"]}
+    if namespace.lower() in roles:
+        return bool(roles[namespace.lower()] != "read")
+    return bool(str(said["name"]).lower() == namespace.lower())
+
+
 def upload_of(actions: dict[str, Any]) -> LfsUpload | None:
     """What a batch answer asks for; None where it asks for nothing: the object is there."""
     if "upload" not in actions:

@@ -43,7 +43,7 @@ from huggingface_hub.utils._http import fix_hf_endpoint_in_url, get_session, hf_
 from tensorport_hub import __version__
 from tensorport_hub.core.tensor import shorten
 from tensorport_hub.edge.http import Refusal, failure
-from tensorport_hub.edge.hub_answers import COMMIT, LfsUpload, RepoState, listed, upload_of
+from tensorport_hub.edge.hub_answers import COMMIT, LfsUpload, RepoState, listed, may_create, upload_of
 from tensorport_hub.edge.pace import pace_of
 from tensorport_hub.errors import DestinationError, SourceError, TensorportError, UseError
 from tensorport_hub.ports import Receipt
@@ -84,11 +84,20 @@ class HubClient:
 
     def whoami(self) -> str:
         """The account that the token belongs to."""
+        self.require_token()
+        return self.call(lambda api: str(api.whoami()["name"]), "the account")
+
+    def require_token(self) -> None:
+        """Without one nothing can be written."""
         if self.token is None:
             raise DestinationError(
                 "writing to the Hub needs a token", hint="log in with `hf auth login`, or set `HF_TOKEN`"
             )
-        return self.call(lambda api: str(api.whoami()["name"]), "the account")
+
+    def may_create(self, repo_id: str) -> bool:
+        """Whether the token may make this repository; True where the Hub does not tell for certain."""
+        namespace = repo_id.partition("/")[0]
+        return self.call(lambda api: may_create(api.whoami(), namespace), "the account")
 
     def repo_state(self, repo_id: str, revision: str | None, refusal: Refusal) -> RepoState:
         """One request: the commit that `revision` names now, and all files with sizes and digests."""

@@ -112,8 +112,10 @@ def parse_folder(text: str) -> Path:
     """The folder that a user wrote, absolute.
 
     Raises:
-        UseError: the root of a file system.
+        UseError: nothing was written, or the root of a file system.
     """
+    if not text.strip():
+        raise UseError("the name of a folder is empty: expected one such as `./out`")
     path = Path(text).expanduser().absolute()
     path = Path(os.path.normpath(path))
     if path == path.parent:

@@ -304,8 +304,10 @@ def check_folder(target: Path) -> None:
     manifest = target / "manifest.json"
     listed = listed_files(manifest.read_bytes()) if manifest.is_file() else None
     if listed is None:
+        is_git = {"HEAD", "config"} <= found and (target / "objects").is_dir()
         raise DestinationError(
-            f"destination `{target}` is not empty and holds no mirror of ours", hint="choose an empty folder"
+            f"destination `{target}` is not empty and holds no mirror of ours",
+            hint=f"as a git repository it is `git+file://{target}`" if is_git else "choose an empty folder",
         )
     strangers = sorted(found - listed - {"manifest.json"})
     if strangers:

@@ -11,6 +11,7 @@ from tensorport_hub.core.location import (
     GitLocation,
     HubLocation,
     parse_destination,
+    parse_mirror,
     parse_source,
 )
 from tensorport_hub.errors import UseError
@@ -20,6 +21,7 @@ from tensorport_hub.errors import UseError
     ("text", "expected"),
     [
         ("org/model", HubLocation("org/model")),
+        ("org/model/", HubLocation("org/model")),
         ("gpt2", HubLocation("gpt2")),
         ("Qwen/Qwen2.5-0.5B_x", HubLocation("Qwen/Qwen2.5-0.5B_x")),
         ("org/model@main", HubLocation("org/model", "main")),
@@ -50,6 +52,64 @@ def test_sources(text, expected):
     assert parse_source(text, is_folder=False) == expected
 
 
+@pytest.mark.parametrize("hub", ["https://huggingface.co", "https://hf.co", "http://127.0.0.1:7860"])
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("org/model", HubLocation("org/model")),
+        ("org/model/", HubLocation("org/model")),
+        ("gpt2", HubLocation("gpt2")),
+        ("gpt2/tree/main", HubLocation("gpt2", "main")),
+        ("org/model/tree/v1.0", HubLocation("org/model", "v1.0")),
+        ("org/model/tree/refs%2Fpr%2F1/unet/x", HubLocation("org/model", "refs/pr/1", "unet/x")),
+        ("org/model/commit/0123abc?diff=split#x", HubLocation("org/model", "0123abc")),
+    ],
+)
+def test_addresses_of_pages(hub, path, expected):
+    """What a browser shows for a model is the model, of the Hub in use and of huggingface.co."""
+    assert parse_source(f"{hub}/{path}", is_folder=False, endpoint="http://127.0.0.1:7860/") == expected
+    assert parse_source(f"{hub}/{path}", is_folder=False) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("https://github.com/me/x.git", "`git+https://github.com/me/x.git`"),
+        ("https://me:s3cret@github.com/me/x.git", "`git+https://github.com/me/x.git`"),
+        ("github.com/me/x", "`git+https://github.com/me/x`"),
+        ("me/x/", "on the Hub it is `me/x`, a local folder is `./me/x/`"),
+        ("me/bad name", ""),
+    ],
+)
+def test_what_was_meant_by_a_wrong_destination(text, hint):
+    """The message names what a destination may be, the hint what this one may have been."""
+    with pytest.raises(UseError) as caught:
+        parse_destination(text)
+    for form in ("`org/name`", "`./out`", "`git+https://host/repo.git`"):
+        assert form in caught.value.message
+    assert "@revision" not in caught.value.message
+    assert "s3cret" not in caught.value.message + caught.value.hint
+    assert hint in caught.value.hint
+    assert bool(hint) == bool(caught.value.hint)
+
+
+@pytest.mark.parametrize("text", ["", " "])
+def test_nothing_is_neither(text):
+    """An unset variable is a use error, though an empty path is the current folder."""
+    for parse in (lambda: parse_source(text, is_folder=True), lambda: parse_destination(text)):
+        with pytest.raises(UseError, match="is empty"):
+            parse()
+    with pytest.raises(UseError, match="is empty"):
+        parse_mirror(text, is_folder=True)
+
+
+def test_a_mirror_that_is_read():
+    """A folder that exists is meant by its bare name; `hf://` and git remotes never mean one."""
+    assert parse_mirror("kept", is_folder=True) == FolderLocation("kept")
+    assert parse_mirror("hf://a/b", is_folder=True) == HubLocation("a/b")
+    assert parse_mirror("a/b", is_folder=False) == HubLocation("a/b")
+
+
 @pytest.mark.parametrize("text", ["org/model", "gpt2", "any thing"])
 def test_a_folder_that_exists_is_meant(text):
     """A name that is an existing folder means the folder; `hf://` never does."""
@@ -78,7 +138,10 @@ def test_a_folder_that_exists_is_meant(text):
         "org/mödel",
         "org/model\n",
         "o" * 97 + "/model",
-        "https://huggingface.co/org/model",
+        "https://example.org/org/model",
+        "https://huggingface.co/datasets/org/data",
+        "https://huggingface.co/org/model/blob/main/x",
+        " ",
         "hf://",
         "hf://org",
         "hf://org/",
@@ -92,8 +155,8 @@ def test_what_is_no_source_is_refused(text):
         assert parse_source(text, is_folder=False) == FolderLocation("/")
         return
     with pytest.raises(UseError) as caught:
-        parse_source(text, is_folder=False)
-    assert f"`{text}`" in caught.value.message
+        parse_source(text, is_folder=False, endpoint="http://127.0.0.1:7860")
+    assert f"`{text}`" in caught.value.message or not text.strip()
     assert "`org/model`" in caught.value.message or "revision" in caught.value.message
 
 
@@ -141,7 +204,10 @@ def test_destinations(text, expected):
         ("git@example.org", "no git remote"),
         ("git@-oProxyCommand=x:y", "no git remote"),
         ("git@example.org:-x", "no git remote"),
-        ("org/mo del", "is no repository"),
+        ("org/mo del", "is no destination"),
+        ("org/name/", "is no destination"),
+        ("github.com/me/x", "is no destination"),
+        ("https://github.com/me/x.git", "is no destination"),
     ],
 )
 def test_what_is_no_destination_is_refused(text, words):

@@ -281,3 +281,18 @@ def test_a_closed_source_needs_a_word(hub: DevHub, host_of: Callable[[str], Host
     assert "--private" in caught.value.hint
     plan("me/closed", host.url, private=True)
     plan("me/closed", host.url, i_have_rights=True)
+
+
+def test_another_model(hub: DevHub, host_of: Callable[[str], Host]) -> None:
+    """The mirror of another repository is replaced by `restart` alone; a new branch replaces nothing."""
+    host = host_of("bare path")
+    hub.add_repo("org/other", MODEL)
+    first = run(host).commit
+    for verb in (plan, mirror):
+        with pytest.raises(DestinationError, match=f"holds the mirror of `{SOURCE}`, not of `org/other`"):
+            verb("org/other", host.url)
+    mirror("org/other", host.url, branch="other")
+    with pytest.raises(DestinationError, match=f"holds the mirror of `org/other`, not of `{SOURCE}`"):
+        plan(SOURCE, host.url, branch="other")
+    assert host.branches()["main"] == first
+    assert mirror("org/other", host.url, restart=True).manifest["source"]["repo"] == "org/other"
