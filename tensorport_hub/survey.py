@@ -107,6 +107,8 @@ def survey(
         report(Warned(f"`{path}` is left out: another file is the model; see `--allow-patterns`"))
     wanted = _filtered(tensors, include, exclude, skipped)
     by_path = {f.path: f for f in source.files}
+    for carried in chosen.carried:  # no byte is wanted yet, but a folder says now what it won't give later
+        source.read_into(carried.path, 0, memoryview(bytearray()))
     prefix = f"{subfolder.strip('/')}/" if subfolder else ""
     readme = by_path.get(f"{prefix}README.md") or by_path.get("README.md")
     config = by_path.get(f"{prefix}config.json")

@@ -3,6 +3,9 @@
 Reading uses `pread`: mapped pages would count as this process's memory. Names come from a listing, never from
 a checkpoint. A symbolic link is followed within the folder, into the blobs of a Hub cache that the folder is
 a snapshot of, and, for weights, anywhere: what else it points to would be published as the model's own.
+
+A Hub cache is `<cache>/models--org--name/snapshots/<commit>`, whose files are links into the model's `blobs`;
+what came by Xet is from there a link once more, into `<cache>/blobs`, which all models share.
 """
 
 from __future__ import annotations
@@ -81,8 +84,13 @@ class LocalSource:
 
     def _is_own(self, path: str) -> bool:
         root, real = self._root.resolve(), (self._root / path).resolve()
-        blobs = root.parent.parent / "blobs"
-        return path.endswith(_WEIGHTS) or real.is_relative_to(root) or real.is_relative_to(blobs)
+        own = [root]
+        if root.parent.name == "snapshots":
+            model = root.parent.parent
+            own.append(model / "blobs")
+            if model.name.startswith("models--"):
+                own.append(model.parent / "blobs")
+        return path.endswith(_WEIGHTS) or any(real.is_relative_to(folder) for folder in own)
 
     def _fill(self, handle: int, path: str, start: int, buffer: memoryview) -> None:
         done = 0
