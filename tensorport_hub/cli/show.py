@@ -201,6 +201,7 @@ def verification_text(result: Verification) -> str:
         f"{result.files:,} files with {format_size(result.nbytes)} and {result.tensors:,} tensors are listed",
     ]
     said = {
+        "sizes": "sizes" if "bytes" in result.depth else "sizes only; `--deep` reads the bytes",
         "listing": "sizes and digests as the other side states them",
         "bytes": "every byte",
         "source": "the source's files and plan",

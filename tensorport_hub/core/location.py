@@ -139,11 +139,15 @@ def _hub_url(text: str) -> HubLocation:
     return HubLocation(repo_id, unquote(revision) if revision else None, subfolder.strip("/") or None)
 
 
+def is_repo_id(text: str) -> bool:
+    """Whether a text is a repository's id, `org/model` or `model`, as the Hub allows them."""
+    return (
+        _ID.fullmatch(text) is not None
+        and not any(pair in text for pair in ("--", ".."))
+        and not text.endswith((".git", ".", "-"))
+    )
+
+
 def _check_id(repo_id: str, text: str) -> None:
-    if (
-        not _ID.fullmatch(repo_id)
-        or "--" in repo_id
-        or ".." in repo_id
-        or repo_id.endswith((".git", ".", "-"))
-    ):
+    if not is_repo_id(repo_id):
         raise UseError(f"`{text}` is no repository and no folder: {_FORMS}")
