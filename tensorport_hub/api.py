@@ -262,6 +262,7 @@ def verify(
         source: where the source is now; by default where the manifest says.
         sample: how many tensors to make again; by default all.
         seed: of the draw; by default a new one, which the result names.
+        max_memory: of making tensors again; the manifest is parsed whole, outside of any cap.
 
     Returns:
         All faults that were found; it is `ok` where there is none.
@@ -276,7 +277,7 @@ def verify(
         raise UseError("`--sample` and `--source` mean something with `--against-source` only")
     limits, meter = Limits.of(workers, max_memory), Meter(on_event)
     with Audit(destination, revision, token, meter) as audit:
-        depth, faults, again = ["listing"], audit.check_listing(), None
+        depth, faults, again = [audit.listing], audit.check_listing(), None
         if deep:
             depth.append("bytes")
             faults += audit.check_bytes(limits.workers)

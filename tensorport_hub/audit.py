@@ -10,22 +10,22 @@ from __future__ import annotations
 
 import hashlib
 import random
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
+from tensorport_hub.comparison import Comparison
 from tensorport_hub.contents import small_files, whole_manifest
 from tensorport_hub.core import card, manifest, proof
 from tensorport_hub.core.decode.cast import Losses
 from tensorport_hub.core.demand import demand
-from tensorport_hub.core.digest import SourceFile, blob_oid
+from tensorport_hub.core.digest import SourceFile, differing
 from tensorport_hub.core.layout import OutFile, frame
-from tensorport_hub.core.location import FolderLocation, GitLocation, parse_mirror
+from tensorport_hub.core.location import FolderLocation, GitLocation, HubLocation, parse_mirror
 from tensorport_hub.core.manifest import FileEntry
 from tensorport_hub.core.mirror import Mirror
 from tensorport_hub.core.mirror import read as read_mirror
@@ -48,7 +48,7 @@ from tensorport_hub.errors import (
     VerificationError,
 )
 from tensorport_hub.meter import Meter
-from tensorport_hub.ports import BytesRead, Planned, Published, Receipt, Source
+from tensorport_hub.ports import BytesRead, Planned, Source
 from tensorport_hub.reading import Reading, read_seconds
 from tensorport_hub.results import Again, Verification
 
@@ -70,6 +70,8 @@ class Audit:
         self._token, self._meter = token, meter
         self.name, self._there = self._open(destination, revision)
         self.mirror = self._read_manifest()
+        if isinstance(self._there, LocalSource):
+            self._there.look_for(self.mirror.files)
 
     def _open(self, destination: str, revision: str | None) -> tuple[str, Source]:
         location = parse_mirror(destination, is_folder=Path(destination).expanduser().is_dir())
@@ -79,7 +81,7 @@ class Audit:
             path = parse_folder(location.path)
             if not path.is_dir():
                 raise DestinationError(f"destination `{path}` is no folder")
-            return str(path), _theirs(lambda: LocalSource(path, pointers=True))
+            return str(path), _theirs(lambda: LocalSource(path, is_mirror=True))
         if isinstance(location, GitLocation):
             return location.url, GitSource(location.url, revision, self._meter)
         client = HubClient(token=self._token)
@@ -91,20 +93,17 @@ class Audit:
         return {file.path: file for file in self._there.files}
 
     def _read_manifest(self) -> Mirror:
-        file = self._listed.get(manifest.PATH)
+        file = next((file for file in self._there.files if file.path == manifest.PATH), None)
         if file is None:
             raise VerificationError(
                 f"`{self.name}` has no `{manifest.PATH}`", hint="it is no mirror that this tool made"
             )
-        if file.size > manifest.LARGEST:
-            raise VerificationError(
-                f"`{manifest.PATH}` is too large: expected at most {manifest.LARGEST} bytes, got {file.size}"
-            )
+        manifest.check_size(file.size)
         data = self._whole(file)
-        stated = file.sha256 or file.git_oid
-        got = hashlib.sha256(data).hexdigest() if file.sha256 else blob_oid(data)
-        if stated is not None and got != stated:
-            raise VerificationError(f"`{manifest.PATH}` came damaged: expected digest {stated}, got {got}")
+        if (found := differing(file, data)) is not None:
+            raise VerificationError(
+                f"`{manifest.PATH}` came damaged: expected digest {found[0]}, got {found[1]}"
+            )
         return read_mirror(data)
 
     def _whole(self, file: SourceFile) -> bytes:
@@ -119,6 +118,12 @@ class Audit:
             *proof.check_totals(self.mirror),
             *proof.check_files(self.mirror, self._there.files),
         ]
+
+    @property
+    def listing(self) -> str:
+        """What the other side's listing lets compare: `sizes` alone where it states no digest, as folders."""
+        stated = any(file.sha256 or file.git_oid for file in self._there.files)
+        return "listing" if stated else "sizes"
 
     def check_bytes(self, workers: int) -> list[Fault]:
         """Every byte of every listed file that is there with the right size."""
@@ -170,9 +175,13 @@ class Audit:
             SourceError: it can't be read.
         """
         plan = self.mirror.plan
-        if source is None and plan.repo is None:
+        where: str | HubLocation
+        if source is not None:
+            where = source
+        elif plan.repo is not None:
+            where = HubLocation(plan.repo, plan.commit)
+        else:
             raise UseError("the mirror was made from a folder", hint="`--source FOLDER` says where it is")
-        where = f"{plan.repo}@{plan.commit}" if source is None else source
         try:
             reading = Reading(where, None, self._token, plan.options, self._meter)
         except (CheckpointError, LimitError) as error:
@@ -182,6 +191,10 @@ class Audit:
             if source is None or plan.repo is None:
                 faults += proof.check_state(self.mirror, reading.plan)
             faults += proof.check_plan(self.mirror, reading.plan)
+            sizes = {file.path: file.size for file in reading.source.files}
+            if any(sizes.get(file.path) != file.size for file in plan.files):
+                # told above; a walk by sizes that the source does not confirm might never end
+                return faults, Again((), seed if sample is not None else None, 0)
             more, again, outcome = self._make_again(reading, sample, seed, workers, max_memory)
             if reading.plan.commit == plan.commit and not [f for f in faults if f.what == "source"]:
                 more += self._check_contents(reading, outcome)
@@ -231,7 +244,7 @@ class Audit:
         options = plan.options if sample is None else replace(plan.options, verify_source="no")
         unstated = tuple(replace(file, sha256=None) for file in plan.files)  # compared below, as a fault
         part_of_it = replace(plan, files=unstated, outputs=outputs, options=options)
-        sink = _Comparing({e.path: e.sha256 for e in self.mirror.weights}, self._tensor_of(outputs))
+        sink = Comparison({e.path: e.sha256 for e in self.mirror.weights}, self._tensor_of(outputs))
         allotment = allot(
             max_memory,
             workers=workers,
@@ -287,58 +300,6 @@ class Audit:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._there.close()
-
-
-@dataclass
-class _Comparing:
-    """A sink that holds nothing: what is written is compared with the digests of a mirror's files."""
-
-    expected: dict[str, str]
-    tensors: dict[str, str]
-
-    def __post_init__(self) -> None:
-        self.faults: list[Fault] = []
-        self.lock = threading.Lock()
-
-    def open(self, path: str, size: int) -> _Digesting:
-        return _Digesting(self, path, size)
-
-    def has(self, receipt: Receipt) -> bool:
-        return False
-
-    def put(self, path: str, content: bytes) -> Receipt:
-        raise AssertionError("only weights are compared")
-
-    def commit(self, receipts: Sequence[Receipt]) -> Published:
-        raise AssertionError("nothing is published")
-
-    def discard(self) -> None:
-        """Nothing is kept."""
-
-    def close(self) -> None:
-        """Nothing is held."""
-
-
-class _Digesting:
-    """A file that is made again."""
-
-    def __init__(self, sink: _Comparing, path: str, size: int) -> None:
-        self._sink, self._path, self._size = sink, path, size
-        self._digest = hashlib.sha256()
-
-    def write(self, block: memoryview) -> None:
-        self._digest.update(block)
-
-    def finish(self) -> Receipt:
-        got, expected = self._digest.hexdigest(), self._sink.expected[self._path]
-        if got != expected:
-            message = f"`{self._path}` is not what the source makes: expected sha256 {got}, got {expected}"
-            with self._sink.lock:
-                self._sink.faults.append(Fault(self._sink.tensors[self._path], message))
-        return Receipt(self._path, self._size, got)
-
-    def abort(self) -> None:
-        """Nothing is held."""
 
 
 def _theirs(call: Callable[[], T]) -> T:

@@ -10,7 +10,6 @@ range, at the commit that was resolved when the checkpoint was opened.
 from __future__ import annotations
 
 import difflib
-import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from types import TracebackType
 from typing import Self
 
 from tensorport_hub.core import manifest
-from tensorport_hub.core.digest import blob_oid
+from tensorport_hub.core.digest import differing
 from tensorport_hub.core.encode.jax_pickle import JAX_PICKLE
 from tensorport_hub.core.layout import frame, is_swapped, stored_in
 from tensorport_hub.core.location import FolderLocation, HubLocation
@@ -190,7 +189,7 @@ def _open_folder(name: str, commit: str | None, root: Path, *, verify: bool, for
     if not root.is_dir():
         raise SourceError(f"`{root}` is no folder")
     try:
-        data = (root / manifest.PATH).read_bytes()
+        data = _read(root / manifest.PATH)
     except FileNotFoundError:
         raise _no_mirror(name) from None
     except OSError as error:
@@ -222,19 +221,24 @@ def _manifest(source: HubSource, name: str, cached: Path | None) -> bytes:
     listed = next((file for file in source.files if file.path == manifest.PATH), None)
     if listed is None:
         raise _no_mirror(name)
+    manifest.check_size(listed.size)
     if cached is not None:
-        data = cached.read_bytes()
+        data = _read(cached)
     else:
         buffer = bytearray(listed.size)
         source.read_into(manifest.PATH, 0, memoryview(buffer))
         data = bytes(buffer)
-    stated = listed.sha256 or listed.git_oid
-    got = hashlib.sha256(data).hexdigest() if listed.sha256 else blob_oid(data)
-    if stated is not None and got != stated:
+    if (found := differing(listed, data)) is not None:
         raise VerificationError(
-            f"`{manifest.PATH}` of `{name}` came damaged: expected digest {stated}, got {got}"
+            f"`{manifest.PATH}` of `{name}` came damaged: expected digest {found[0]}, got {found[1]}"
         )
     return data
+
+
+def _read(path: Path) -> bytes:
+    """A manifest on this machine, unless it is too large to be one."""
+    manifest.check_size(path.stat().st_size)
+    return path.read_bytes()
 
 
 def _no_mirror(name: str) -> VerificationError:

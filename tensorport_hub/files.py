@@ -86,11 +86,16 @@ class Files:
         """Whether reading asks the Hub for nothing."""
         return self._local(entry) is not None
 
-    def _local(self, entry: FileEntry) -> Path | None:
-        """Where the file lies on this machine; it is the right one."""
+    def check_open(self, entry: FileEntry) -> None:
+        """Raise a `UseError` where the files were closed, by whatever thread, before `entry` was read."""
         with self._lock:
             if self._closed:
                 raise UseError(f"`{self._name}` was closed, `{shorten(entry.path)}` can't be read any more")
+
+    def _local(self, entry: FileEntry) -> Path | None:
+        """Where the file lies on this machine; it is the right one."""
+        self.check_open(entry)
+        with self._lock:
             lock = self._locks.setdefault(entry.path, threading.Lock())
         with lock:
             if entry.path not in self._checked:

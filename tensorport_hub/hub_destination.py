@@ -141,6 +141,7 @@ class HubDestination:
         return self._manifests[state.commit]
 
     def _read_manifest(self, state: RepoState) -> bytes:
+        manifest.check_size(next(file.size for file in state.files if file.path == manifest.PATH))
         return retried(lambda: self._client.read_file(self.name, manifest.PATH, state.commit), self._report)
 
     def check(self, plan: Plan, key: str, paths: Sequence[str]) -> None:

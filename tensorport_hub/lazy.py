@@ -9,7 +9,7 @@ close together come in one request, with what lies between.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -22,7 +22,7 @@ from tensorport_hub.core.indexing import Axes, Run, block_shape, runs, select
 from tensorport_hub.core.manifest import FileEntry
 from tensorport_hub.core.recipe import Recipe
 from tensorport_hub.core.tensor import shorten
-from tensorport_hub.errors import VerificationError
+from tensorport_hub.errors import SourceError, VerificationError
 from tensorport_hub.files import Files
 
 GAP = 1 << 16
@@ -179,8 +179,12 @@ class Reader:
             else:
                 requests += [(one, run) for run in _runs(one, dtype)]
         call = self._pool.map if len(requests) > 1 else map
-        for _ in call(lambda request: self._fetch(request, block), requests):
-            pass
+        try:
+            for _ in call(lambda request: self._fetch(request, block), requests):
+                pass
+        except (RuntimeError, CancelledError, SourceError):
+            self.files.check_open(requests[0][0].piece.file)  # what a pool says that was shut down meanwhile
+            raise
         return block
 
     def requested(self, wanted: Sequence[_Wanted], dtype: np.dtype[Any]) -> int:

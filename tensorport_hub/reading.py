@@ -73,7 +73,7 @@ class Reading:
 
     def __init__(
         self,
-        source: str,
+        source: str | Location,
         revision: str | None,
         token: str | None,
         options: Options,
@@ -82,7 +82,7 @@ class Reading:
         by_xet: bool = False,
     ) -> None:
         self.options, self.meter, self.token, self.by_xet = options, meter, token, by_xet
-        self.location = source_location(source, revision)
+        self.location = source_location(source, revision) if isinstance(source, str) else source
         subfolder = options.subfolder or getattr(self.location, "subfolder", None)
         self.options = Options(**{**vars(options), "subfolder": subfolder})
         self.source = self._open()

@@ -155,7 +155,8 @@ class Verification:
         destination: repository id, or the folder's absolute path.
         commit: the state that was looked at; None for a folder.
         source, revision: what the manifest says that it was made from; no source for a folder.
-        depth: of `listing`, `bytes`, `source`: what was looked at.
+        depth: what was looked at: `listing`, or `sizes` where the other side states no digests; `bytes`;
+            `source`.
         files, nbytes, tensors: what the manifest lists.
         again: what was made again from the source.
         faults: everything that is not as it must be; empty where the mirror is proven.

@@ -16,7 +16,7 @@ from typing import Any
 
 from tensorport_hub.core.card import read_front_matter
 from tensorport_hub.core.detect import CONFIG_FILES, Checkpoint, is_fact, logical_name
-from tensorport_hub.core.digest import SourceFile, blob_oid, parse_pointer
+from tensorport_hub.core.digest import SourceFile, differing, parse_pointer
 from tensorport_hub.core.ranges import coalesce
 from tensorport_hub.core.safetensors import (
     FIRST_READ,
@@ -107,6 +107,8 @@ def survey(
         report(Warned(f"`{path}` is left out: another file is the model; see `--allow-patterns`"))
     wanted = _filtered(tensors, include, exclude, skipped)
     by_path = {f.path: f for f in source.files}
+    for carried in chosen.carried:  # no byte is wanted yet, but a folder says now what it won't give later
+        source.read_into(carried.path, 0, memoryview(bytearray()))
     prefix = f"{subfolder.strip('/')}/" if subfolder else ""
     readme = by_path.get(f"{prefix}README.md") or by_path.get("README.md")
     config = by_path.get(f"{prefix}config.json")
@@ -151,13 +153,11 @@ def read_small(source: Source, file: SourceFile, *, limit: int = _SMALL_LIMIT) -
     if file.size:
         source.read_into(file.path, 0, memoryview(content))
     data = bytes(content)
-    got = hashlib.sha256(data).hexdigest() if file.sha256 else blob_oid(data) if file.git_oid else None
-    expected = file.sha256 or file.git_oid
-    if expected is None and parse_pointer(data) is not None:
+    if file.sha256 is None and file.git_oid is None and parse_pointer(data) is not None:
         raise SourceError(f"`{file.path}` is only a git-LFS pointer", hint="`git lfs pull` gets the file")
-    if got != expected:
+    if (found := differing(file, data)) is not None:
         raise VerificationError(
-            f"`{file.path}` is not what the source states: expected digest {expected}, got {got}"
+            f"`{file.path}` is not what the source states: expected digest {found[0]}, got {found[1]}"
         )
     return data
 

@@ -18,10 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from tensorport_hub import lazy, mirror, open_checkpoint
+from tensorport_hub import lazy, mirror, open_checkpoint, verify
 from tensorport_hub.checkpoint import Checkpoint
+from tensorport_hub.core import manifest
 from tensorport_hub.core.digest import pointer
 from tensorport_hub.core.indexing import select
+from tensorport_hub.core.manifest import FileEntry
 from tensorport_hub.devhub import DevHub, Fault
 from tensorport_hub.edge import mapped, retry
 from tensorport_hub.errors import SourceError, TensorportError, UseError, VerificationError
@@ -358,6 +360,24 @@ class TestRanges:
             hub.faults.clear()
         assert fault
 
+    def test_closed_before_requests_are_sent(self, hub: DevHub) -> None:
+        """By another thread, after the files were looked for: the same error, not the pool's."""
+        with open_checkpoint(REPO) as opened:
+            array = opened["embed.weight"]
+            files, looked = opened._reader.files, opened._reader.files.mapped
+            left = len(opened.manifest["tensors"]["embed.weight"]["stored"])
+
+            def look(entry: FileEntry) -> Any:
+                nonlocal left
+                found, left = looked(entry), left - 1
+                if not left:
+                    opened.close()
+                return found
+
+            files.mapped = look  # type: ignore[method-assign]
+            with pytest.raises(UseError, match="was closed"):
+                array[...]
+
     def test_a_gated_repository(self, hub: DevHub, folder: Path) -> None:
         """The token counts: without one that may read, the error says what the Hub says."""
         hub.add_repo("org/gated", folder, gated=True)
@@ -531,9 +551,9 @@ class TestRefused:
         self, folder: Path, tmp_path: Path, change: Callable[[dict[str, Any]], object], words: str
     ) -> None:
         """A VerificationError that says where, before anything is opened."""
-        manifest = copy.deepcopy(json.loads((folder / "manifest.json").read_bytes()))
-        change(manifest)
-        (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+        text = copy.deepcopy(json.loads((folder / "manifest.json").read_bytes()))
+        change(text)
+        (tmp_path / "manifest.json").write_text(json.dumps(text))
         with pytest.raises(VerificationError) as raised:
             open_checkpoint(tmp_path)
         assert words in raised.value.message
@@ -544,6 +564,25 @@ class TestRefused:
         (tmp_path / "manifest.json").write_bytes(data)
         with pytest.raises(VerificationError):
             open_checkpoint(tmp_path)
+
+    def test_a_manifest_that_is_too_large(
+        self, hub: DevHub, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It is refused by its size, from wherever it would be read, for reading, proof and another run."""
+        with open(tmp_path / "manifest.json", "wb") as file:
+            file.truncate(1 << 40)  # a sparse file
+        with pytest.raises(VerificationError, match="too large: expected at most 536870912 bytes"):
+            open_checkpoint(tmp_path)
+        monkeypatch.setattr(manifest, "LARGEST", 100)
+        source = str(folder.with_name(f"{folder.name}-source"))
+        for call in (
+            lambda: open_checkpoint(REPO),
+            lambda: verify(REPO),
+            lambda: verify(str(folder)),
+            lambda: mirror(source, REPO),
+        ):
+            with pytest.raises(VerificationError, match="too large"):
+                call()
 
     def test_a_place_without_one(self, hub: DevHub, tmp_path: Path) -> None:
         """A folder, a repository without a manifest: it is no mirror, and the hint says how to make one."""

@@ -28,6 +28,7 @@ FLOORS = {
     "report": 4,
     "meter": 4,
     "survey": 4,
+    "comparison": 4,
     "engine": 4,
     "edge": 4,
     "probe": 5,

@@ -233,6 +233,7 @@ def verification_text(result: Verification) -> str:
         f" {counted(result.tensors, 'tensor')} are listed",
     ]
     said = {
+        "sizes": "sizes" if "bytes" in result.depth else "sizes only; `--deep` reads the bytes",
         "listing": "sizes and digests as the other side states them",
         "bytes": "every byte",
         "source": "the source's files and plan",

@@ -35,6 +35,20 @@ def blob_oid(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
+def differing(file: SourceFile, content: bytes) -> tuple[str, str] | None:
+    """The digest that is stated of a file and the one that its content has, where they differ.
+
+    None: they are equal, or none is stated.
+    """
+    if file.sha256 is not None:
+        stated, got = file.sha256, hashlib.sha256(content).hexdigest()
+    elif file.git_oid is not None:
+        stated, got = file.git_oid, blob_oid(content)
+    else:
+        return None
+    return None if got == stated else (stated, got)
+
+
 def pointer(sha256: str, size: int) -> bytes:
     """The text that stands for an LFS file."""
     return f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode("ascii")

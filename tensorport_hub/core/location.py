@@ -150,7 +150,7 @@ def _meant(text: str) -> str:
         return f"a git remote is `git+{text}`; a repository on the Hub is named `org/name`, without its host"
     if _HOST_PATH.fullmatch(text):
         return f"a git remote is `git+https://{text}`"
-    if _is_id(text.rstrip("/")):
+    if is_repo_id(text.rstrip("/")):
         return f"on the Hub it is `{text.rstrip('/')}`, a local folder is `./{text}`"
     return ""
 
@@ -204,11 +204,15 @@ def _hub_url(text: str) -> HubLocation:
     return HubLocation(repo_id, unquote(revision) if revision else None, subfolder.strip("/") or None)
 
 
-def _is_id(repo_id: str) -> bool:
-    wrong = "--" in repo_id or ".." in repo_id or repo_id.endswith((".git", ".", "-"))
-    return _ID.fullmatch(repo_id) is not None and not wrong
+def is_repo_id(text: str) -> bool:
+    """Whether a text is a repository's id, `org/model` or `model`, as the Hub allows them."""
+    return (
+        _ID.fullmatch(text) is not None
+        and not any(pair in text for pair in ("--", ".."))
+        and not text.endswith((".git", ".", "-"))
+    )
 
 
 def _check_id(repo_id: str, text: str) -> None:
-    if not _is_id(repo_id):
+    if not is_repo_id(repo_id):
         raise UseError(f"`{text}` is no repository and no folder: {_FORMS}")

@@ -17,7 +17,7 @@ from io import BytesIO
 from typing import Any
 
 from tensorport_hub.core.decode.cast import Losses
-from tensorport_hub.core.digest import blob_oid, pointer_oid
+from tensorport_hub.core.digest import blob_oid, parse_pointer, pointer_oid
 from tensorport_hub.core.encode.table import ENCODINGS
 from tensorport_hub.core.layout import OutFile, Piece, frame, is_swapped
 from tensorport_hub.core.plan import Plan, dumps
@@ -196,14 +196,26 @@ def text(value: Mapping[str, Any]) -> bytes:
     return dumps(value) + b"\n"
 
 
+def check_size(nbytes: int) -> None:
+    """To be asked before a manifest is read: all of it comes into memory.
+
+    Raises:
+        VerificationError: it is too large to be one.
+    """
+    if nbytes > LARGEST:
+        raise VerificationError(f"`{PATH}` is too large: expected at most {LARGEST} bytes, got {nbytes}")
+
+
 def parse(data: bytes) -> dict[str, Any]:
     """A manifest read back.
 
     Raises:
         VerificationError: it is no manifest, or one of a version that this tool does not know.
     """
+    if parse_pointer(data) is not None:
+        raise VerificationError(f"`{PATH}` is only a git-LFS pointer", hint="`git lfs pull` gets the file")
     try:
-        value = json.loads(data, object_pairs_hook=_unique)
+        value = json.loads(data, object_pairs_hook=_unique, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
         raise VerificationError(f"`{PATH}` is no JSON: {error}") from None
     found = value.get("schema") if isinstance(value, dict) else None
@@ -223,6 +235,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(made) != len(pairs):
         raise ValueError("an object names a key twice")
     return made
+
+
+def _refuse(word: str) -> None:
+    raise ValueError(f"`{word}` is no number")
 
 
 def is_mirror(data: bytes) -> bool:

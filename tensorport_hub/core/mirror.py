@@ -20,6 +20,7 @@ from tensorport_hub.core.decode.table import SCHEMES, bind
 from tensorport_hub.core.digest import SourceFile
 from tensorport_hub.core.encode.table import DEFAULT, ENCODINGS
 from tensorport_hub.core.filenames import is_inside
+from tensorport_hub.core.location import is_repo_id
 from tensorport_hub.core.manifest import FileEntry
 from tensorport_hub.core.places import about, files_of, places_of
 from tensorport_hub.core.plan import CHOICES, Options, Plan
@@ -91,11 +92,12 @@ def _mirror(text: Mapping[str, Any]) -> Mirror:
     ]
     losses = {name: lost for name, value in tensors.items() if (lost := _losses(name, value)) is not None}
     outputs = files_of(recipes, places, listed, formats)
-    revision = stated.string(source.get("revision"), "source.revision")
     repo = source.get("repo")
+    if repo is not None and not is_repo_id(stated.string(repo, "source.repo")):
+        raise stated.wrong("source.repo", "a repository's id", repo)
     plan = Plan(
-        None if repo is None else stated.string(repo, "source.repo"),
-        revision,
+        repo,
+        stated.matching(_OID, source.get("revision"), "source.revision"),
         tuple(weights),
         tuple(recipes),
         tuple(outputs),

@@ -3,13 +3,19 @@
 Reading uses `pread`: mapped pages would count as this process's memory. Names come from a listing, never from
 a checkpoint. A symbolic link is followed within the folder, into the blobs of a Hub cache that the folder is
 a snapshot of, and, for weights, anywhere: what else it points to would be published as the model's own.
+
+A Hub cache is `<cache>/models--org--name/snapshots/<commit>`, whose files are links into the model's `blobs`;
+what came by Xet is from there a link once more, into `<cache>/blobs`, which all models share.
+
+A mirror that is held against its manifest publishes nothing: there links are followed wherever they lead, as
+they are where it is opened for reading; those to folders only for files that the manifest names.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tensorport_hub.core.digest import POINTER_NBYTES, SourceFile, parse_pointer
@@ -24,23 +30,37 @@ class LocalSource:
     repo = None
     commit = ""
 
-    def __init__(self, root: Path, *, pointers: bool = False) -> None:
-        """List the folder; with `pointers` a git-LFS pointer counts as the file that it stands for."""
+    def __init__(self, root: Path, *, is_mirror: bool = False) -> None:
+        """List the folder; in a mirror a git-LFS pointer counts as the file that it stands for."""
         if not root.is_dir():
             raise SourceError(f"source `{root}` is no folder")
-        self._root = root
+        self._root, self._is_mirror = root, is_mirror
         self._stats: dict[str, tuple[int, int]] = {}
         self._pointers: set[str] = set()
         for folder, folders, names in os.walk(root):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for name in sorted(names):
-                path = Path(folder, name)
-                _check_name(path.relative_to(root).as_posix())
-                if path.is_file():
-                    stat = path.stat()
-                    self._stats[path.relative_to(root).as_posix()] = (stat.st_size, stat.st_mtime_ns)
+                path = Path(folder, name).relative_to(root).as_posix()
+                _check_name(path)
+                self._note(path)
+        self.files = self._list()
+
+    def look_for(self, paths: Iterable[str]) -> None:
+        """List these files too: the walk through the folder does not enter links to others."""
+        for path in paths:
+            if path not in self._stats:
+                self._note(path)
+        self.files = self._list()
+
+    def _note(self, path: str) -> None:
+        found = self._root / path
+        if found.is_file():
+            stat = found.stat()
+            self._stats[path] = (stat.st_size, stat.st_mtime_ns)
+
+    def _list(self) -> Sequence[SourceFile]:
         listed = [SourceFile(path, size) for path, (size, _) in sorted(self._stats.items())]
-        self.files: Sequence[SourceFile] = [self._pointed(file) for file in listed] if pointers else listed
+        return [self._pointed(file) for file in listed] if self._is_mirror else listed
 
     def _pointed(self, file: SourceFile) -> SourceFile:
         """What a git-LFS pointer says; reading the file itself then says that it is one."""
@@ -63,7 +83,7 @@ class LocalSource:
             raise SourceError(f"`{path}` is not in the source folder")
         if path in self._pointers:
             raise SourceError(f"`{path}` is only a git-LFS pointer", hint="`git lfs pull` gets the file")
-        if not self._is_own(path):
+        if not self._is_mirror and not self._is_own(path):
             raise SourceError(
                 f"`{path}` is a link out of the folder, to `{os.path.realpath(self._root / path)}`",
                 hint="copy the file, if it is to be published",
@@ -81,8 +101,13 @@ class LocalSource:
 
     def _is_own(self, path: str) -> bool:
         root, real = self._root.resolve(), (self._root / path).resolve()
-        blobs = root.parent.parent / "blobs"
-        return path.endswith(_WEIGHTS) or real.is_relative_to(root) or real.is_relative_to(blobs)
+        own = [root]
+        if root.parent.name == "snapshots":
+            model = root.parent.parent
+            own.append(model / "blobs")
+            if model.name.startswith("models--"):
+                own.append(model.parent / "blobs")
+        return path.endswith(_WEIGHTS) or any(real.is_relative_to(folder) for folder in own)
 
     def _fill(self, handle: int, path: str, start: int, buffer: memoryview) -> None:
         done = 0

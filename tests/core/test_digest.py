@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from tensorport_hub.core.digest import blob_oid, pointer_oid
+from tensorport_hub.core.digest import SourceFile, blob_oid, differing, pointer_oid
 
 
 def test_blob_ids_are_those_of_git():
@@ -20,3 +20,13 @@ def test_a_pointer_id_is_that_of_the_pointer_text():
     text = f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize 12345\n".encode()
     assert pointer_oid(oid, 12345) == hashlib.sha1(b"blob 130\0" + text).hexdigest()
     assert len(text) == 130
+
+
+def test_a_stated_digest_is_compared():
+    """The sha256 where one is stated, else the git id; nothing where neither is."""
+    data, sha256 = b"hello\n", hashlib.sha256(b"hello\n").hexdigest()
+    assert differing(SourceFile("a", 6), data) is None
+    assert differing(SourceFile("a", 6, sha256, "of the pointer"), data) is None
+    assert differing(SourceFile("a", 6, "0" * 64), data) == ("0" * 64, sha256)
+    assert differing(SourceFile("a", 6, git_oid=blob_oid(data)), data) is None
+    assert differing(SourceFile("a", 6, git_oid="1" * 40), data) == ("1" * 40, blob_oid(data))

@@ -9,11 +9,13 @@ from importlib.resources import files as package_files
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tensorport_hub.core import manifest, mirror
+from tensorport_hub.core.digest import pointer
 from tensorport_hub.core.filenames import is_inside
 from tensorport_hub.core.plan import Plan, dumps
 from tensorport_hub.errors import VerificationError
@@ -131,6 +133,10 @@ WRONG: dict[str, Callable[[dict[str, Any]], object]] = {
     "source is missing": lambda v: v.pop("source"),
     "generator is missing": lambda v: v.pop("generator"),
     "skipped is no text": _set("skipped", {"x": 1}),
+    "source is a folder": _set("source", "repo", "/some/dir/"),
+    "source leads elsewhere": _set("source", "repo", "../m"),
+    "revision is a path": _set("source", "revision", "/../m"),
+    "revision is a branch": _set("source", "revision", "main"),
     "another version": _set("schema", "tensorport.manifest/2"),
 }
 
@@ -285,6 +291,27 @@ def test_any_decoder_is_bound_or_refused(scheme: str, params: dict[str, Any]) ->
         mirror.read(json.dumps(value).encode())
     except VerificationError:
         return
+
+
+@pytest.mark.parametrize("value", ["Infinity", "NaN", "1e999", "4.0", "true", "null"])
+def test_counts_that_are_none(value: str) -> None:
+    """JSON's other numbers are refused when a decoder is bound, not when it is used."""
+    tensors = [
+        Tensor("f.weight", "F8_E4M3", np.zeros((4, 6), np.uint8)),
+        plain("f.weight_scale", "F32", (4, 1)),
+    ]
+    good = made(plan_of(MemorySource({"a.safetensors": write_in_order(tensors)})))
+    text = good.replace(b'"cols":6', b'"cols":' + value.encode())
+    assert text != good
+    with pytest.raises(VerificationError, match=r"whole number|is no number"):
+        mirror.read(text)
+
+
+def test_a_pointer_is_named_as_one() -> None:
+    """What git leaves in place of a large manifest that was not pulled."""
+    with pytest.raises(VerificationError, match="only a git-LFS pointer") as caught:
+        mirror.read(pointer(SHA, 10))
+    assert "git lfs pull" in caught.value.hint
 
 
 def test_absurd_shapes_end_at_once() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from safetensors.numpy import save
 from tensorport_hub import mirror, verify
 from tensorport_hub.core.digest import blob_oid
 from tensorport_hub.devhub import DevHub
+from tensorport_hub.errors import VerificationError
 
 Text = dict[str, Any]
 
@@ -108,3 +110,27 @@ def test_losses(mirrored: DevHub) -> None:
         text["tensors"]["a"]["losses"] = {"overflow": 5, "underflow": 7}
 
     assert forge(mirrored, change) == ["manifest.json"]
+
+
+@pytest.mark.parametrize("source", [None, "st/m"])
+def test_a_source_file_of_any_size(mirrored: DevHub, source: str | None) -> None:
+    """Nothing is planned by a size that the source does not confirm: the fault is told at once."""
+    text = json.loads(mirrored.read("me/m", "manifest.json"))
+    text["source"]["files"][0]["size"] = 1 << 62
+    mirrored.add_repo("me/m", {"manifest.json": json.dumps(text).encode()}, message="tampered")
+    found = verify("me/m", against_source=True, source=source)
+    assert [fault.what for fault in found.faults] == ["model.safetensors"]
+    assert found.again is not None
+    assert found.again.tensors == ()
+
+
+def test_a_source_that_is_no_repository(mirrored: DevHub, tmp_path: Path) -> None:
+    """A manifest can't have a folder of the reader's machine read in place of its source."""
+    folder = tmp_path / "m"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(mirrored.read("st/m", "model.safetensors"))
+    text = json.loads(mirrored.read("me/m", "manifest.json"))
+    text["source"].update(repo=f"{tmp_path}/x", revision="/../../m")
+    mirrored.add_repo("me/m", {"manifest.json": json.dumps(text).encode()}, message="tampered")
+    with pytest.raises(VerificationError, match=r"source\.repo: expected a repository's id"):
+        verify("me/m", against_source=True)

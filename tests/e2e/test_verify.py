@@ -74,6 +74,28 @@ class TestProven:
         """The same of a folder."""
         assert verify(str(folder), **options).ok
 
+    @pytest.mark.parametrize("options", DEPTHS)
+    @pytest.mark.parametrize("linked", ["folder", "files"])
+    def test_weights_on_another_disk(
+        self, folder: Path, tmp_path: Path, linked: str, options: dict[str, Any]
+    ) -> None:
+        """Links are followed wherever they lead, as where the mirror is opened; faults are found there."""
+        shard, disk = folder / "shard_000", tmp_path / "disk"
+        shard.rename(disk)
+        if linked == "folder":
+            shard.symlink_to(disk)
+        else:
+            shard.mkdir()
+            for file in disk.iterdir():
+                (shard / file.name).symlink_to(file)
+        (folder / "config.json").rename(tmp_path / "config.json")
+        (folder / "config.json").symlink_to(tmp_path / "config.json")
+        result = verify(str(folder), **options)
+        assert result.ok, result.faults
+        damaged = next(disk.glob("*down_proj.npy"))
+        damaged.write_bytes(damaged.read_bytes()[:-1])
+        assert [f.what for f in verify(str(folder)).faults] == [f"shard_000/{damaged.name}"]
+
     def test_a_mirror_of_a_folder(self, gptoss: Path, tmp_path: Path) -> None:
         """Where the source was a folder, `source` says where it is now."""
         mirror(str(gptoss), str(tmp_path / "out"))
@@ -268,6 +290,15 @@ class TestCommand:
         said = capsys.readouterr().out
         assert "verified" in said.splitlines()[-1]
         assert "seed 7" in said
+
+    def test_a_folder_states_no_digests(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """That only sizes were compared is said, until every byte is."""
+        assert run("verify", str(folder)) == 0
+        assert "compared: sizes only; `--deep` reads the bytes\n" in capsys.readouterr().out
+        assert run("verify", str(folder), "--deep") == 0
+        assert "compared: sizes, every byte\n" in capsys.readouterr().out
+        assert run("verify", TARGET) == 0
+        assert "compared: sizes and digests as the other side states them\n" in capsys.readouterr().out
 
     def test_faults_are_exit_6(self, hub_: DevHub, capsys: pytest.CaptureFixture[str]) -> None:
         """Each fault is a line; `--json` lists them."""

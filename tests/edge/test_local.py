@@ -131,6 +131,21 @@ class TestSourceFolder:
             source.read_into("LICENSE", 0, memoryview(bytearray(8)))
         assert "copy the file" in caught.value.hint
 
+    def test_a_mirror_is_read_wherever_its_links_lead(self, tmp_path: Path) -> None:
+        """Nothing of it is published; a linked folder is looked into only for what is asked for."""
+        write_files(tmp_path, {"disk/a.npy": b"aa", "disk/other": b"b", "license": b"c"})
+        root = tmp_path / "mirror"
+        root.mkdir()
+        (root / "shard_000").symlink_to("../disk")
+        (root / "LICENSE").symlink_to("../license")
+        source = LocalSource(root, is_mirror=True)
+        source.look_for(["shard_000/a.npy", "LICENSE", "absent"])
+        assert source.files == [SourceFile("LICENSE", 1), SourceFile("shard_000/a.npy", 2)]
+        buffer = bytearray(3)
+        source.read_into("LICENSE", 0, memoryview(buffer)[:1])
+        source.read_into("shard_000/a.npy", 0, memoryview(buffer)[1:])
+        assert buffer == b"caa"
+
     def test_linked_loop_ends(self, tmp_path: Path) -> None:
         """A link to a folder above is not walked."""
         write_files(tmp_path, {"a": b"1"})

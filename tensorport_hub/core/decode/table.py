@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 
 from tensorport_hub.core.decode.awq import AwqGemm
 from tensorport_hub.core.decode.awq_gemv import AwqGemv, AwqGemvFast
@@ -26,9 +27,10 @@ from tensorport_hub.core.decode.plain import Plain
 from tensorport_hub.core.decode.quanto import QuantoBits
 from tensorport_hub.core.decode.sparse import Sparse24, SparseBitmask
 from tensorport_hub.core.decode.stacked import Stacked, stack
-from tensorport_hub.core.tensor import TensorSpec
+from tensorport_hub.core.tensor import TensorSpec, shorten
+from tensorport_hub.errors import CheckpointError
 
-SCHEMES: Mapping[str, Callable[..., Decoder]] = {
+SCHEMES: Mapping[str, type[Decoder]] = {
     kind.scheme: kind
     for kind in (
         Plain,
@@ -67,11 +69,26 @@ SCHEMES: Mapping[str, Callable[..., Decoder]] = {
 
 
 def bind(scheme: str, inputs: Sequence[TensorSpec], params: Params) -> Decoder:
-    """The decoder that `scheme`, `inputs` and `params` of a plan describe."""
+    """The decoder that `scheme`, `inputs` and `params` of a plan describe.
+
+    Raises:
+        CheckpointError: they don't belong together, or what counts something is no whole number.
+    """
     if scheme == Stacked.scheme:
+        _check_count("experts", params.get("experts"))
         return stack(_bind_one, inputs, **params)
     return _bind_one(scheme, inputs, params)
 
 
 def _bind_one(scheme: str, inputs: Sequence[TensorSpec], params: Params) -> Decoder:
-    return SCHEMES[scheme](*inputs, **params)
+    kind = SCHEMES[scheme]
+    for field in fields(kind):  # type: ignore[arg-type] # every decoder is a dataclass
+        if field.type == "int" and field.name in params:
+            _check_count(field.name, params[field.name])
+    return kind(*inputs, **params)
+
+
+def _check_count(name: str, value: object) -> None:
+    """JSON has `1.0`, `true` and `1e999` too, which would do as numbers for a while."""
+    if type(value) is not int:
+        raise CheckpointError(f"`{name}` of a decoder: expected a whole number, got {shorten(repr(value))}")
