@@ -26,7 +26,11 @@ from tensorport_hub.errors import SourceError, UseError
 from tensorport_hub.meter import Meter
 from tensorport_hub.ports import Source
 from tensorport_hub.results import Inspection, TensorInfo
-from tensorport_hub.survey import Survey, read_small, survey
+from tensorport_hub.survey import Survey, survey
+from tensorport_hub.texts import read_beginning
+
+_LOOKED_AT = 1 << 20
+"""Bytes of a manifest in which it says whose it is."""
 
 
 def read_seconds() -> float:
@@ -135,7 +139,9 @@ class Reading:
 
     def _refuse_mirrors(self) -> None:
         paths = {file.path: file for file in self.source.files}
-        if manifest.PATH in paths and manifest.is_mirror(read_small(self.source, paths[manifest.PATH])):
+        if manifest.PATH in paths and manifest.begins_mirror(
+            read_beginning(self.source, paths[manifest.PATH], _LOOKED_AT)
+        ):
             raise UseError(
                 f"`{self.name}` is such a mirror already", hint="mirror the model it was made from"
             )
