@@ -117,7 +117,7 @@ def survey(
     for name in skipped:
         report(Warned(f"tensor `{shorten(name)}` is left out: {skipped[name]}"))
     for path in chosen.passed_over:
-        report(Warned(f"`{path}` is left out: another file is the model; see `--allow-patterns`"))
+        report(Warned(f"`{shorten(path)}` is left out: another file is the model; see `--allow-patterns`"))
     wanted = _filtered(tensors, include, exclude, skipped)
     by_path = {f.path: f for f in source.files}
     prefix = f"{subfolder.strip('/')}/" if subfolder else ""

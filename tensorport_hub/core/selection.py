@@ -118,6 +118,11 @@ def select(
         chosen = [f for f in here if "/" not in f.path.removeprefix(prefix)]
     index, weights = _model(chosen, patterns=bool(allow_patterns), every=listed)
     taken = {f.path for f in weights} | ({index.path} if index else set())
+    for path in sorted(taken):
+        if not path.isprintable():
+            raise CheckpointError(
+                f"`{shorten(path)}` is no name of a weight file: expected printable characters"
+            )
     rest = [f.path for f in chosen if f.path.endswith((WEIGHTS, INDEX)) and f.path not in taken]
     passed_over = () if index else tuple(rest)
     carried = tuple(_apart([f for f in listed if _travels(f, prefix)], subfolder))
@@ -185,7 +190,9 @@ def _apart(carried: Sequence[SourceFile], subfolder: str | None) -> Iterator[Sou
 
 def _travels(file: SourceFile, prefix: str) -> bool:
     name = file.path.removeprefix(prefix) if file.path.startswith(prefix) else None
-    if file.size > CARRIED_LIMIT or file.path.lower().endswith(_NEVER) or _UNSAFE.search(file.path):
+    if file.size > CARRIED_LIMIT or file.path.lower().endswith(_NEVER):
+        return False
+    if _UNSAFE.search(file.path) or not file.path.isprintable():
         return False
     if "/" not in file.path and is_licence(file.path):
         return True
