@@ -66,8 +66,8 @@ class Limits:
 
     @classmethod
     def of(cls, workers: int | None, max_memory: str | int, *, large_shards: bool = False) -> Limits:
-        if workers is not None and workers < 1:
-            raise UseError(f"workers must be at least 1, got {workers}")
+        if workers is not None and (type(workers) is not int or workers < 1):
+            raise UseError(f"workers must be a whole number and at least 1, got {workers!r}")
         return cls(workers, parse_size(max_memory), large_shards)
 
     @property

@@ -57,6 +57,19 @@ def source_location(text: str, revision: str | None) -> Location:
     return HubLocation(location.repo_id, revision, location.subfolder)
 
 
+def model_folder(location: Location, subfolder: str | None) -> str | None:
+    """The folder that SRC and `--subfolder` name together; None for the top level.
+
+    Raises:
+        UseError: they contradict each other.
+    """
+    named = location.subfolder if isinstance(location, HubLocation) else None
+    given = subfolder.strip("/") if subfolder else None
+    if named and given and named != given:
+        raise UseError(f"the source names subfolder `{named}`, `--subfolder` names `{given}`")
+    return subfolder or named
+
+
 @contextmanager
 def _uncollected() -> Iterator[None]:
     """Let Python's collector rest: a plan is a million small objects and no circle, and it would walk all of
@@ -86,7 +99,7 @@ class Reading:
     ) -> None:
         self.options, self.meter, self.token, self.by_xet = options, meter, token, by_xet
         self.location = source_location(source, revision)
-        subfolder = options.subfolder or getattr(self.location, "subfolder", None)
+        subfolder = model_folder(self.location, options.subfolder)
         self.options = Options(**{**vars(options), "subfolder": subfolder})
         self.source = self._open()
         try:

@@ -13,17 +13,17 @@ _UNITS |= {f"{letter}IB": 1024**power for power, letter in enumerate("KMGT", 1)}
 _FORM = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?B|B?)", re.IGNORECASE)
 
 
-def parse_size(text: str | int) -> int:
-    """Bytes.
+def parse_size(text: str | float) -> int:
+    """Bytes; a number is taken as that many, `1e9` too.
 
     Raises:
         UseError: it is no size.
     """
-    if isinstance(text, int):
+    if isinstance(text, int | float) and not isinstance(text, bool) and text % 1 == 0:
         if text < 0:
             raise UseError(f"size {text} is negative")
-        return text
-    match = _FORM.fullmatch(text.strip())
+        return int(text)
+    match = _FORM.fullmatch(text.strip()) if isinstance(text, str) else None
     unit = _UNITS.get(match.group(2).upper()) if match else None
     if match is None or unit is None:
         raise UseError(f"`{text}` is no size: expected bytes, or a form like `1.8GB`, `512MiB`")

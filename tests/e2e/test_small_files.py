@@ -65,7 +65,7 @@ def test_what_a_plan_need_not_hold(tmp_path: Path, kind: str) -> None:
 
 
 def test_a_large_manifest_in_a_source(tmp_path: Path) -> None:
-    """That a source is a mirror is seen at the beginning of its manifest, however large and broken that is."""
+    """That a source is a mirror is seen where its manifest begins, however large and broken that is."""
     mirror_of_ours = b'{"schema":"tensorport.manifest/1","a":' + b"[]," * 20_000_000
     source = folder(tmp_path / "model", {"manifest.json": mirror_of_ours})
     with pytest.raises(UseError, match="is such a mirror already"):
