@@ -2,7 +2,8 @@
 
 Every function is synchronous, prints nothing, and may be called from several threads. Keyword names are
 those of the command line; names common to Hub libraries (`revision`, `token`, `private`, `allow_patterns`,
-`commit_message`) mean what they mean there. Defaults stand here and nowhere else.
+`commit_message`) mean what they mean there. Defaults stand here and nowhere else. A size is a number of
+bytes, or a text: `1.8GB` is 1.8 * 10^9, `1.5GiB` is 1.5 * 2^30.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from tensorport_hub.cluster.run import check_cluster, crew_of, run_shared
 from tensorport_hub.core.progress import Progress
 from tensorport_hub.destination import Opened
 from tensorport_hub.edge.local import parse_folder
-from tensorport_hub.edge.page import Page
 from tensorport_hub.engine import Outcome, run
 from tensorport_hub.errors import CheckpointError, LossError, UseError
 from tensorport_hub.job import Job, Limits, Made
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 
 def mirror(
-    source: str,
-    destination: str | None = None,
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str] | None = None,
     *,
     revision: str | None = None,
     precision: str = "keep",
@@ -87,12 +87,12 @@ def mirror(
         format: `numpy-direct`, `msgpack`, `jax-pickle` or `safetensors`; of several, each gets its own
             folder, and the source is read once.
         experts: `source`, or `stacked`: every MoE layer's experts as one array a projection.
-        shard_size: bytes a shard may hold.
+        shard_size: bytes a shard may hold, as a size: `"1.8GB"` (10^9), `"1.5GiB"` (2^30), or their number.
         allow_large_shards: let `shard_size` pass 2 GB.
-        include, exclude: globs over tensor names.
-        subfolder, allow_patterns: which files are the model.
+        include, exclude: globs over tensor names, one or several.
+        subfolder, allow_patterns: which files are the model: their folder, and globs over their names in it.
         workers: parts in flight; by default the number of processors.
-        max_memory, max_disk: caps on peak memory and on staging bytes (by default two shards).
+        max_memory, max_disk: sizes: caps on peak memory and on staging bytes (by default two shards).
         private: visibility of a new repository, which one that exists must have; by default private where
             the source is private or gated.
         i_have_rights: a gated or private source may be published openly.
@@ -100,29 +100,34 @@ def mirror(
         read: `http`, or `xet`: what the source has in Xet storage comes from there; fewer bytes, more of the
             processor's time.
         verify_source: `auto`, `whole` or `no`: sha256 of whole source files.
-        checkpoint_every: bytes that a crash may cost; a mirror of fewer is published by one commit.
+        checkpoint_every: a size: bytes that a crash may cost; a mirror of fewer is published by one commit.
         cluster: workers that do it: the address of a Dask scheduler (`tcp://host:port`, `tls://host:port`),
             `local:N` for as many processes on this machine, a Dask client, or any executor of
             `concurrent.futures`; the caps are each process's own then. The destination must be on the Hub.
         restart: give up what an interrupted run left, and make again what the destination holds already.
         create_pr: leave an open pull request instead of merging it.
-        branch: publish there instead of on `main`, or a git remote's default branch.
+        branch: publish there instead of on `main`, or a git remote's default branch; `refs/heads/x` is `x`.
         author: of a git remote's commits, `Name <mail>`; by default as git is configured.
         commit_message: of the commit, and title of the pull request.
         report: write an HTML page about the mirror there; where that fails at the end, it is a warning.
         token: for source and destination; by default the one that you are logged in with.
-        on_event: called with every event of `tensorport_hub.ports`, from any thread.
+        on_event: called with every event of `tensorport_hub.ports`, from any thread; what it raises is only
+            logged.
+
+    Returns:
+        Where it was published, its manifest, what rounding cost, and what the run did.
 
     Raises:
         TensorportError: by whose fault it is; nothing was published.
     """
     begun = monotonic()
+    source, destination = asked.place(source, "source"), asked.perhaps_place(destination, "destination")
     if cluster is not None:
         check_cluster(cluster, destination)
     options = asked.options(locals())
     limits, meter = Limits.of(workers, max_memory, large_shards=allow_large_shards), Meter(on_event)
     publication, by_xet = asked.publication(locals(), options), asked.by_xet(read)
-    page = None if report is None else Page(report)
+    page = asked.page(report)
     with Job(source, destination, revision, token, options, limits, publication, meter, by_xet=by_xet) as job:
         if page is not None:
             pages.refuse_inside(page, job)
@@ -172,8 +177,8 @@ def _outcome(job: Job, opened: Opened, crew: Crew | None) -> Outcome:
 
 
 def plan(
-    source: str,
-    destination: str | None = None,
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str] | None = None,
     *,
     revision: str | None = None,
     precision: str = "keep",
@@ -212,13 +217,17 @@ def plan(
     What an interrupted run left is not counted, though `mirror` continues it. Arguments as there, and:
 
     Args:
-        rate: bytes a second that are to be expected, for a forecast of the time.
+        rate: bytes a second that are to be expected, as a size, for a forecast of the time.
         probe: measure that rate: reads some blocks of the source, 64 MB at most.
         strict: warnings, and limits that are only recommended, are errors.
+
+    Returns:
+        The plan, what it reads, writes and holds, what stands already, and a forecast of requests and time.
 
     Raises:
         TensorportError: what would stop the run.
     """
+    source, destination = asked.place(source, "source"), asked.perhaps_place(destination, "destination")
     options = asked.options(locals())
     limits, meter = Limits.of(workers, max_memory, large_shards=allow_large_shards), Meter(on_event)
     publication, by_xet = asked.publication(locals(), options), asked.by_xet(read)
@@ -230,21 +239,30 @@ def plan(
 
 
 def convert(
-    input: str,
-    output: str,
+    input: str | os.PathLike[str],
+    output: str | os.PathLike[str],
     **options: Any,
 ) -> MirrorResult:
-    """`mirror` to a folder; `options` are the keyword arguments of `mirror`."""
-    return mirror(input, str(parse_folder(output)), **options)
+    """`mirror` to a folder.
+
+    Args:
+        input: what `mirror` takes as its source.
+        output: the folder, whatever its name looks like.
+        options: keyword arguments of `mirror`.
+
+    Returns:
+        What `mirror` returns; its `destination` is the folder's absolute path.
+    """
+    return mirror(input, parse_folder(asked.place(output, "output")), **options)
 
 
 def verify(
-    destination: str,
+    destination: str | os.PathLike[str],
     *,
     revision: str | None = None,
     deep: bool = False,
     against_source: bool = False,
-    source: str | None = None,
+    source: str | os.PathLike[str] | None = None,
     sample: int | None = None,
     seed: int | None = None,
     workers: int | None = None,
@@ -262,17 +280,23 @@ def verify(
         source: where the source is now; by default where the manifest says.
         sample: how many tensors to make again; by default all.
         seed: of the draw; by default a new one, which the result names.
-        max_memory: of making tensors again; the manifest is parsed whole, outside of any cap.
+        workers: parts and files read at the same time; by default the number of processors.
+        max_memory: a size: cap on what making tensors again holds; the manifest is parsed outside of it.
+        token: for mirror and source; by default the one that you are logged in with.
+        on_event: as in `mirror`.
 
     Returns:
-        All faults that were found; it is `ok` where there is none.
+        What was looked at, and all faults that were found; it is `ok` where there is none.
 
     Raises:
+        UseError: the arguments contradict each other.
         DestinationError, SourceError: one of the two can't be read.
         VerificationError: there is no manifest, or none that makes sense.
     """
-    if sample is not None and sample < 1:
-        raise UseError(f"sample must be at least 1, got {sample}")
+    destination, source = asked.place(destination, "destination"), asked.perhaps_place(source, "source")
+    asked.words(locals(), "revision", "token")
+    if sample is not None and (type(sample) is not int or sample < 1):
+        raise UseError(f"sample must be a whole number and at least 1, got {sample!r}")
     if not against_source and (sample is not None or source is not None):
         raise UseError("`--sample` and `--source` mean something with `--against-source` only")
     limits, meter = Limits.of(workers, max_memory), Meter(on_event)
@@ -295,7 +319,7 @@ def verify(
 
 
 def inspect(
-    source: str,
+    source: str | os.PathLike[str],
     *,
     revision: str | None = None,
     include: Sequence[str] = (),
@@ -308,13 +332,19 @@ def inspect(
 ) -> Inspection:
     """What a source holds: tensors, dtypes, schemes, true parameter counts; from headers alone.
 
-    `report` is a file that an HTML page about it is written to.
+    Args:
+        source, revision, include, exclude, subfolder, allow_patterns, token, on_event: as in `mirror`.
+        report: write an HTML page about it there.
+
+    Returns:
+        Every tensor that a mirror with the default options would hold, and totals.
 
     Raises:
         TensorportError: it can't be read, or holds what is not supported.
     """
+    source = asked.place(source, "source")
     options = asked.options(locals())
-    meter, page = Meter(on_event), None if report is None else Page(report)
+    meter, page = Meter(on_event), asked.page(report)
     with Reading(source, revision, token, options, meter) as reading:
         seen = reading.inspection()
         if page is not None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from tensorport_hub.core.branch import branch_name
 from tensorport_hub.core.encode.safetensors import SAFETENSORS
 from tensorport_hub.core.encode.table import DEFAULT, ENCODINGS
 from tensorport_hub.core.layout import LARGEST_SHARD
@@ -12,13 +14,46 @@ from tensorport_hub.core.plan import CHOICES, Options
 from tensorport_hub.core.size import parse_size
 from tensorport_hub.core.spelling import meant
 from tensorport_hub.destination import Publication
+from tensorport_hub.edge.page import Page
 from tensorport_hub.errors import UseError, gather
 
 READS = ("http", "xet")
 
 
+def place(given: str | os.PathLike[str], what: str) -> str:
+    """A source, a destination or a file, as text."""
+    text = os.fspath(given) if isinstance(given, os.PathLike) else given
+    if not isinstance(text, str):
+        raise UseError(f"`{what}` must be a text or a path, got {given!r}")
+    return text
+
+
+def perhaps_place(given: str | os.PathLike[str] | None, what: str) -> str | None:
+    """The same, where it may be left out."""
+    return None if given is None else place(given, what)
+
+
+def page(report: str | os.PathLike[str] | None) -> Page | None:
+    """Where a page about the result is to be written."""
+    path = perhaps_place(report, "report")
+    return None if path is None else Page(path)
+
+
+def words(given: Mapping[str, Any], *names: str) -> None:
+    """Arguments that are texts, or None, where a verb has them; a revision is never empty."""
+    for name in names:
+        value = given.get(name)
+        if value is not None and not isinstance(value, str):
+            raise UseError(f"`{name.replace('_', '-')}` must be a text, got {value!r}")
+    if given.get("revision") == "":
+        raise UseError(
+            "revision is empty: expected a branch, a tag or a commit", hint="leave it out for `main`"
+        )
+
+
 def options(given: Mapping[str, Any]) -> Options:
     """The content options among a verb's arguments, checked."""
+    words(given, "revision", "subfolder", "token")
     size = parse_size(given.get("shard_size", Options.shard_size))
     if size >= LARGEST_SHARD and not given.get("allow_large_shards"):
         raise UseError(
@@ -29,16 +64,16 @@ def options(given: Mapping[str, Any]) -> Options:
         raise UseError("shard size must be positive")
     chosen = Options(
         subfolder=given["subfolder"],
-        allow_patterns=_globs(given["allow_patterns"]),
+        allow_patterns=_globs(given, "allow_patterns"),
         precision=given.get("precision", "keep"),
         quantized=given.get("quantized", "decode"),
         on_overflow=given.get("on_overflow", "error"),
         on_underflow=given.get("on_underflow", "report"),
         shard_size=size,
-        include=_globs(given["include"]),
-        exclude=_globs(given["exclude"]),
+        include=_globs(given, "include"),
+        exclude=_globs(given, "exclude"),
         verify_source=given.get("verify_source", "auto"),
-        formats=_formats(given.get("format") or DEFAULT),
+        formats=_formats(_globs(given, "format") or (DEFAULT,)),
         experts=given.get("experts", "source"),
     )
     wrong = [
@@ -65,25 +100,25 @@ def _refuse_stacked(options: Options) -> None:
         raise UseError("`--experts stacked` and `--quantized keep` exclude each other")
 
 
-def _formats(given: str | Sequence[str]) -> tuple[str, ...]:
+def _formats(given: Sequence[str]) -> tuple[str, ...]:
     """In the order of the table, whatever order they were given in."""
-    words = _globs(given)
-    for word in words:
+    for word in given:
         if word not in ENCODINGS:
             raise _no_word(word, "format", ENCODINGS)
-    return tuple(word for word in ENCODINGS if word in words)
+    return tuple(word for word in ENCODINGS if word in given)
 
 
 def publication(given: Mapping[str, Any], chosen: Options) -> Publication:
     """How the result is published, of a verb's arguments."""
-    max_disk = given["max_disk"]
+    words(given, "branch", "author", "commit_message")
+    max_disk, branch = given["max_disk"], given["branch"]
     return Publication(
         given["private"],
         given["i_have_rights"],
         given["transfer"],
         given.get("commit_message"),
         given["create_pr"],
-        given["branch"],
+        None if branch is None else branch_name(branch),
         given.get("restart", False),
         parse_size(given["checkpoint_every"]),
         (1 + len(chosen.formats)) * chosen.shard_size if max_disk is None else parse_size(max_disk),
@@ -103,5 +138,11 @@ def _no_word(word: str, what: str, words: Iterable[str]) -> UseError:
     return UseError(f"`{word}` is no {what}: expected one of {expected}", hint=meant(word, words))
 
 
-def _globs(given: Sequence[str] | str) -> tuple[str, ...]:
-    return (given,) if isinstance(given, str) else tuple(given)
+def _globs(given: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    """One text, or several, or None."""
+    value = given.get(name)
+    several = (value,) if isinstance(value, str) else () if value is None else value
+    texts = tuple(several) if isinstance(several, Iterable) else (several,)
+    if not all(isinstance(text, str) for text in texts):
+        raise UseError(f"`{name.replace('_', '-')}` must be texts, got {value!r}")
+    return texts

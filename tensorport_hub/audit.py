@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from tensorport_hub.comparison import Comparison
-from tensorport_hub.contents import small_files, whole_manifest
+from tensorport_hub.contents import large_entries, small_files, whole_manifest
 from tensorport_hub.core import card, manifest, proof
 from tensorport_hub.core.decode.cast import Losses
 from tensorport_hub.core.demand import demand
@@ -214,10 +214,13 @@ class Audit:
             numbers[n]: lost for n, lost in (stated if known is None else known).items() if n in numbers
         }
         small = small_files(fresh, reading.survey, reading.source, losses=losses)
+        large = large_entries(fresh, reading.survey, reading.source)
         same_version = fresh.version == self.mirror.plan.version
         if not same_version:  # it may word its card in another way
             small[card.PATH] = b""
-        faults = [f for f in proof.check_small(self.mirror, small) if same_version or f.what != card.PATH]
+        faults = [
+            f for f in proof.check_small(self.mirror, small, large) if same_version or f.what != card.PATH
+        ]
         if faults or outcome is None or not same_version or len(fresh.outputs) != len(outcome.receipts):
             return faults
         built = whole_manifest(
@@ -225,6 +228,7 @@ class Audit:
             reading.survey,
             receipts=outcome.receipts,
             small=small,
+            large=large,
             digests=outcome.digests,
             losses=losses,
         )

@@ -7,14 +7,17 @@ that fails does not stop the others; what is wrong with the list itself is found
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from posixpath import normpath
 from typing import Any
 
 from tensorport_hub import asked
 from tensorport_hub.api import mirror
 from tensorport_hub.core import orders as listing
+from tensorport_hub.core.branch import branch_name
 from tensorport_hub.core.location import FolderLocation, GitLocation, HubLocation, parse_destination
 from tensorport_hub.core.orders import FLAG, SIZE, TEXT, TEXTS, Key, Order
 from tensorport_hub.core.plan import Options
@@ -23,8 +26,9 @@ from tensorport_hub.edge.local import parse_folder
 from tensorport_hub.edge.retry import retried
 from tensorport_hub.errors import TensorportError, UseError, gather
 from tensorport_hub.job import Limits, default_name, refuse_same
+from tensorport_hub.meter import Meter
 from tensorport_hub.ports import Begun, Event, Failed, Report
-from tensorport_hub.reading import source_location
+from tensorport_hub.reading import model_folder, source_location
 from tensorport_hub.results import Attempt, MirrorsResult
 
 _KINDS = {
@@ -44,6 +48,7 @@ _OF_THE_PROCESS = (
     "max_disk",
     "cluster",
     "restart",
+    "report",
     "token",
     "on_event",
 )
@@ -56,7 +61,7 @@ _OF_THE_RUN = (
 
 
 def mirror_all(
-    orders: Path | str | Sequence[Order],
+    orders: str | os.PathLike[str] | Sequence[Order],
     *,
     token: str | None = None,
     on_event: Callable[[Event], object] | None = None,
@@ -68,7 +73,8 @@ def mirror_all(
         orders: the list, or the path of the TOML file that holds it (`core.orders` says what it may hold).
         token: as in `mirror`.
         on_event: called with the events of every run; `Begun` says of which the next ones are.
-        options: keyword arguments of `mirror`, for those orders that don't say otherwise themselves.
+        options: keyword arguments of `mirror`, for those orders that don't say otherwise themselves; but no
+            `report`, which is the page of one mirror.
 
     Returns:
         What became of each, in their order.
@@ -76,12 +82,10 @@ def mirror_all(
     Raises:
         UseError: the list is wrong, with all that is wrong; nothing has run.
     """
-
-    def report(event: Event) -> None:
-        if on_event is not None:
-            on_event(event)
-
-    listed = read_orders(orders) if isinstance(orders, (str, Path)) else tuple(orders)
+    if options.get("report") is not None:
+        raise UseError("`report` is the page of one mirror: each would overwrite that of the one before it")
+    report = Meter(on_event)
+    listed = read_orders(orders) if isinstance(orders, str | os.PathLike) else _as_texts(orders)
     named = {f"mirror {number} (`{order.source}`)": order for number, order in enumerate(listed, 1)}
     _refuse(_problems(named, options), "the list")
     whole = _with_destinations(listed, options, token, report)
@@ -101,7 +105,19 @@ def mirror_all(
     return MirrorsResult(tuple(attempts))
 
 
-def read_orders(path: Path | str) -> tuple[Order, ...]:
+def _as_texts(orders: Sequence[Order]) -> tuple[Order, ...]:
+    """Orders whose places may be paths."""
+    return tuple(
+        replace(
+            order,
+            source=asked.place(order.source, "source"),
+            destination=asked.perhaps_place(order.destination, "destination"),
+        )
+        for order in orders
+    )
+
+
+def read_orders(path: str | os.PathLike[str]) -> tuple[Order, ...]:
     """The list in a TOML file, checked as far as that needs no request.
 
     Raises:
@@ -129,8 +145,10 @@ def keys() -> Mapping[str, Key]:
     """What a table may say beside source and destination: options of `mirror`, without the process's own."""
     found = {}
     for name, parameter in inspect.signature(mirror).parameters.items():
-        kind = _KINDS.get(parameter.annotation)
-        if kind is not None and name not in _OF_THE_PROCESS:
+        if name not in _OF_THE_PROCESS:
+            kind = _KINDS[
+                parameter.annotation
+            ]  # of an annotation that it lacks nobody said what a list may have
             found[_NAMES.get(name, name.replace("_", "-"))] = Key(name, kind)
     return found
 
@@ -158,12 +176,14 @@ def _faults(source: str, destination: str | None, options: Mapping[str, Any]) ->
         yield str(error)
         return
     call.apply_defaults()
-    given = call.arguments
+    given, found = call.arguments, []
     for check in (
         lambda: asked.options(given),
         lambda: asked.publication(given, Options()),
         lambda: asked.by_xet(given["read"]),
+        lambda: asked.perhaps_place(given["report"], "report"),
         lambda: Limits.of(given["workers"], given["max_memory"]),
+        lambda: model_folder(source_location(source, None), asked.options(given).subfolder),
         lambda: refuse_same(
             source_location(source, given["revision"]),
             None if destination is None else parse_destination(destination),
@@ -172,7 +192,8 @@ def _faults(source: str, destination: str | None, options: Mapping[str, Any]) ->
         try:
             check()
         except UseError as error:
-            yield error.message + (f" ({error.hint})" if error.hint else "")
+            found.append(error.message + (f" ({error.hint})" if error.hint else ""))
+    yield from dict.fromkeys(found)
 
 
 def _with_destinations(
@@ -198,27 +219,34 @@ def _name(order: Order, options: Mapping[str, Any]) -> str:
 
 
 def _doubles(named: Mapping[str, Order], options: Mapping[str, Any]) -> list[str]:
-    """Orders that would overwrite each other's mirror."""
+    """Orders that would overwrite each other's mirror, or the page about it."""
     first: dict[object, str] = {}
     problems = []
     for what, order in named.items():
-        place = _place(order, {**options, **order.options})
-        if first.setdefault(place, what) != what:
-            told = order.destination or default_name("<you>", _name(order, {**options, **order.options}))
-            problems.append(
-                f"{what}: `{told}` is the destination of {first[place]} already: give one of them another"
-                " `destination = `"
-            )
+        given = {**options, **order.options}
+        destination = order.destination or default_name("<you>", _name(order, given))
+        places: list[tuple[object, object, str]] = [(_place(order, given), destination, "destination")]
+        if (page := given.get("report")) is not None:
+            places.append((Path(page).expanduser().absolute(), page, "report"))
+        for place, told, kind in places:
+            if first.setdefault((kind, place), what) != what:
+                problems.append(
+                    f"{what}: `{told}` is the {kind} of {first[kind, place]} already:"
+                    f" give one of them another `{kind} = `"
+                )
     return problems
 
 
 def _place(order: Order, options: Mapping[str, Any]) -> object:
-    branch = options.get("branch")
+    """What two orders have in common that go to the same place; a git remote's default branch has no name."""
+    named = options.get("branch")
+    branch = None if named is None else branch_name(named)
     if order.destination is None:
-        return default_name("", _name(order, options)).lower(), branch
+        return default_name("", _name(order, options)).lower(), branch or "main"
     location = parse_destination(order.destination)
     if isinstance(location, FolderLocation):
         return parse_folder(location.path).resolve()
     if isinstance(location, GitLocation):
-        return location.url, branch
-    return location.repo_id.lower(), branch
+        scheme, between, rest = location.url.rpartition("://")
+        return scheme, between, normpath(rest).removesuffix(".git"), branch
+    return location.repo_id.lower(), branch or "main"

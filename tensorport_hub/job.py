@@ -10,12 +10,13 @@ import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
-from tensorport_hub.contents import small_files, small_paths, whole_manifest
+from tensorport_hub.contents import carry, held_nbytes, large_files, small_files, small_paths, whole_manifest
 from tensorport_hub.core import manifest
 from tensorport_hub.core.card_snippets import PICKLE_WARNING
 from tensorport_hub.core.demand import demand
+from tensorport_hub.core.digest import SourceFile
 from tensorport_hub.core.encode.jax_pickle import JAX_PICKLE
 from tensorport_hub.core.location import (
     FolderLocation,
@@ -24,6 +25,7 @@ from tensorport_hub.core.location import (
     Location,
     parse_destination,
 )
+from tensorport_hub.core.manifest import FileEntry
 from tensorport_hub.core.mirror import Mirror
 from tensorport_hub.core.plan import Options, Plan
 from tensorport_hub.core.progress import remaining
@@ -44,12 +46,14 @@ from tensorport_hub.errors import LimitError, UseError, gather
 from tensorport_hub.git_destination import GitDestination
 from tensorport_hub.hub_destination import HubDestination
 from tensorport_hub.meter import Meter, peak_memory
-from tensorport_hub.ports import SMALL_NBYTES, Published, Sink, Warned
+from tensorport_hub.ports import SMALL_NBYTES, Published, Receipt, Sink, Warned
 from tensorport_hub.reading import Reading, read_seconds, source_location
 from tensorport_hub.results import MirrorResult, PlanResult, Stats
 
 _XET_STREAMS = 4
 _SPOOL_NBYTES = 2 << 20
+_COMMIT_TIMES = 5
+"""How often a commit holds a small file: as it is, and as base64 entry by entry and as one text."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +66,8 @@ class Limits:
 
     @classmethod
     def of(cls, workers: int | None, max_memory: str | int, *, large_shards: bool = False) -> Limits:
-        if workers is not None and workers < 1:
-            raise UseError(f"workers must be at least 1, got {workers}")
+        if workers is not None and (type(workers) is not int or workers < 1):
+            raise UseError(f"workers must be a whole number and at least 1, got {workers!r}")
         return cls(workers, parse_size(max_memory), large_shards)
 
     @property
@@ -71,11 +75,12 @@ class Limits:
         """Parts in flight at most."""
         return self.parts or _processors()
 
-    def allot(self, plan: Plan, *, streams: bool, by_xet: bool) -> Allotment:
+    def allot(self, plan: Plan, *, streams: bool, by_xet: bool, texts_nbytes: int = 0) -> Allotment:
         """How the memory cap is used for a plan, whose bytes go out as they come (`streams`) or not.
 
         Args:
             by_xet: the source is read from Xet storage.
+            texts_nbytes: what the small files take when all is published.
 
         Raises:
             LimitError: it is too small.
@@ -95,6 +100,7 @@ class Limits:
             demand=demand(plan),
             ordered=plan.is_ordered,
             beside_nbytes=session + (RANGES_NBYTES if by_xet else 0),
+            texts_nbytes=texts_nbytes,
         )
 
 
@@ -199,7 +205,11 @@ class Job(Reading):
         Raises:
             LimitError: it is too small.
         """
-        return self.limits.allot(self.plan, streams=self.destination.streams, by_xet=self.by_xet)
+        times = 1 if isinstance(self.destination, FolderDestination) else _COMMIT_TIMES
+        texts = times * held_nbytes(self.plan, self.survey)
+        return self.limits.allot(
+            self.plan, streams=self.destination.streams, by_xet=self.by_xet, texts_nbytes=texts
+        )
 
     @cached_property
     def schedule(self) -> Schedule:
@@ -258,6 +268,10 @@ class Job(Reading):
     def publish(self, sink: Sink, outcome: Outcome) -> tuple[Made, Published]:
         """Carried files, card and manifest, then the commit."""
         plan, survey = self.plan, self.survey
+        large = [
+            retried(partial(self._carry, sink, path, file), self.meter)
+            for path, file in large_files(plan, survey).items()
+        ]
         small = small_files(plan, survey, self.source, losses=outcome.losses)
         for path, data in small.items():
             sink.put(path, data)
@@ -266,12 +280,23 @@ class Job(Reading):
             survey,
             receipts=outcome.receipts,
             small=small,
+            large=large,
             digests=outcome.digests,
             losses=outcome.losses,
         )
         sink.put(manifest.PATH, built)
         lost = {plan.recipes[i].name: (of.overflow, of.underflow) for i, of in outcome.losses.items()}
-        return Made(built, lost), sink.commit(outcome.receipts)
+        carried = [Receipt(entry.path, entry.size, entry.sha256) for entry in large]
+        return Made(built, lost), sink.commit([*outcome.receipts, *carried])
+
+    def _carry(self, sink: Sink, path: str, file: SourceFile) -> FileEntry:
+        writer = sink.open(path, file.size)
+        try:
+            entry = carry(self.source, file, path, writer.write)
+            writer.finish()
+            return entry
+        finally:
+            writer.abort()
 
     def result(self, made: Made, published: Published, seconds: float) -> MirrorResult:
         meter, plan = self.meter, self.plan

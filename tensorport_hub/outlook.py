@@ -19,7 +19,7 @@ from tensorport_hub.reading import read_seconds
 from tensorport_hub.results import PlanResult
 
 
-def parse_rate(given: str | int | None) -> int | None:
+def parse_rate(given: str | float | None) -> int | None:
     """Bytes a second, written as a size, with or without `/s`.
 
     Raises:

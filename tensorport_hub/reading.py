@@ -26,7 +26,11 @@ from tensorport_hub.errors import SourceError, UseError
 from tensorport_hub.meter import Meter
 from tensorport_hub.ports import Source
 from tensorport_hub.results import Inspection, TensorInfo
-from tensorport_hub.survey import Survey, read_small, survey
+from tensorport_hub.survey import Survey, survey
+from tensorport_hub.texts import read_beginning
+
+_LOOKED_AT = 1 << 20
+"""Bytes of a manifest in which it says whose it is."""
 
 
 def read_seconds() -> float:
@@ -52,6 +56,19 @@ def source_location(text: str, revision: str | None) -> Location:
     if location.revision not in (None, revision):
         raise UseError(f"`{text}` names revision `{location.revision}`, `--revision` names `{revision}`")
     return HubLocation(location.repo_id, revision, location.subfolder)
+
+
+def model_folder(location: Location, subfolder: str | None) -> str | None:
+    """The folder that SRC and `--subfolder` name together; None for the top level.
+
+    Raises:
+        UseError: they contradict each other.
+    """
+    named = location.subfolder if isinstance(location, HubLocation) else None
+    given = subfolder.strip("/") if subfolder else None
+    if named and given and named != given:
+        raise UseError(f"the source names subfolder `{named}`, `--subfolder` names `{given}`")
+    return subfolder or named
 
 
 @contextmanager
@@ -83,7 +100,7 @@ class Reading:
     ) -> None:
         self.options, self.meter, self.token, self.by_xet = options, meter, token, by_xet
         self.location = source_location(source, revision) if isinstance(source, str) else source
-        subfolder = options.subfolder or getattr(self.location, "subfolder", None)
+        subfolder = model_folder(self.location, options.subfolder)
         self.options = Options(**{**vars(options), "subfolder": subfolder})
         self.source = self._open()
         try:
@@ -136,7 +153,9 @@ class Reading:
 
     def _refuse_mirrors(self) -> None:
         paths = {file.path: file for file in self.source.files}
-        if manifest.PATH in paths and manifest.is_mirror(read_small(self.source, paths[manifest.PATH])):
+        if manifest.PATH in paths and manifest.begins_mirror(
+            read_beginning(self.source, paths[manifest.PATH], _LOOKED_AT)
+        ):
             raise UseError(
                 f"`{self.name}` is a mirror made by this tool already", hint=self._hint_of_mirrors()
             )

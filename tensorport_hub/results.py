@@ -19,9 +19,17 @@ class Stats:
     """What a run cost.
 
     Attributes:
+        tensors, parameters: that the mirror has, counted once, however many formats it has.
         parts: files of weights that the mirror has, in `shards` of all formats together.
         parts_kept: those of them that stood at the destination already, made of the same bytes.
         parts_resumed: those that an interrupted run had made.
+        bytes_read: of the source, that arrived in this run; what is read again counts again.
+        bytes_written: of weights, that were handed to the destination in this run; what is written again
+            counts again.
+        bytes_published: of all files of weights that the mirror has, made in this run or before.
+        retries: how often a file of weights had to be written again.
+        files_verified: source files that were read whole and are what the source states.
+        seconds: from the call to the publication.
         peak_memory: of this process, in bytes, where the system tells.
         worker_memory: of the largest worker process, where a cluster did the work.
     """
@@ -74,7 +82,14 @@ class MirrorResult:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One mirror of several: what it published, or why it did not."""
+    """One mirror of several: what it published, or why it did not.
+
+    Attributes:
+        source: as it was asked for.
+        destination: where it went; where it failed, as it was asked for, None if that was left open.
+        result: what was published; None where it failed.
+        error: why it failed; None where it did not.
+    """
 
     source: str
     destination: str | None
@@ -180,7 +195,17 @@ class Verification:
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A tensor as the mirror would hold it."""
+    """A tensor as the mirror would hold it.
+
+    Attributes:
+        name: its logical name, without the endings of packed tensors.
+        scheme: the layout that it is decoded from; `plain` where it is stored as it is.
+        stored_dtype: of the packed tensor, in safetensors' words (`U8`).
+        dtype, shape: of the decoded one.
+        parameters: its elements.
+        stored_nbytes: bytes of all stored tensors that it is made from, scales and zero points included.
+        nbytes: bytes of the files that would hold it.
+    """
 
     name: str
     scheme: str
@@ -194,7 +219,18 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a source holds, from headers and facts alone."""
+    """What a source holds, from headers and facts alone.
+
+    Attributes:
+        source: repository id, or the folder as it was given.
+        revision: the commit; of a folder a digest of its headers.
+        files, nbytes: weight files, and their size together.
+        parameters: elements of all tensors, decoded.
+        schemes: layout -> how many tensors have it.
+        tensors: in the order in which they are stored.
+        skipped: stored tensor -> why it is left out.
+        warnings: what else one should know.
+    """
 
     source: str
     revision: str

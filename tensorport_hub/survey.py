@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from threading import Lock
 from typing import Any
 
-from tensorport_hub.core.card import read_front_matter
+from tensorport_hub.core.card import FRONT_NBYTES, read_front_matter
 from tensorport_hub.core.detect import CONFIG_FILES, Checkpoint, is_fact, logical_name
-from tensorport_hub.core.digest import SourceFile, differing, parse_pointer
+from tensorport_hub.core.digest import SourceFile
 from tensorport_hub.core.ranges import coalesce
 from tensorport_hub.core.safetensors import (
     FIRST_READ,
@@ -25,18 +27,29 @@ from tensorport_hub.core.safetensors import (
     parse_header,
     parse_index,
 )
-from tensorport_hub.core.selection import Selection, carried_name, select
+from tensorport_hub.core.selection import (
+    LOOKED_AT,
+    Selection,
+    carried_name,
+    is_doubtful,
+    is_foreign,
+    select,
+)
 from tensorport_hub.core.tensor import TensorSpec, shorten
-from tensorport_hub.errors import CheckpointError, SourceError, UseError, VerificationError, gather
+from tensorport_hub.errors import CheckpointError, UseError, gather
 from tensorport_hub.ports import Report, Source, Warned
+from tensorport_hub.texts import read_beginning, read_small
 
 _READERS = 8
 _FACT_GAP = 256 * 1024
 _FACT_RANGE = 16 * 1024 * 1024
 _FACTS_LIMIT = 256 * 1024 * 1024
-_SMALL_LIMIT = 256 << 20
-_JSON_LIMIT = 32 << 20
-"""Bytes of a configuration or an index, of which Python makes twenty times as many."""
+_INDEX_LIMIT = 32 << 20
+_CONFIGS_LIMIT = 4 << 20
+"""Bytes of all configuration files that are parsed: real ones have some kB, those with the names of 20,000
+classes 2 MB; and of `[[],[],...]` Python makes thirty times as many."""
+_LONG = 1 << 20
+"""Bytes of a header above which it is read and parsed alone: that takes several times as many."""
 
 
 @dataclass(frozen=True)
@@ -104,23 +117,15 @@ def survey(
     for name in skipped:
         report(Warned(f"tensor `{shorten(name)}` is left out: {skipped[name]}"))
     for path in chosen.passed_over:
-        report(Warned(f"`{path}` is left out: another file is the model; see `--allow-patterns`"))
+        report(Warned(f"`{shorten(path)}` is left out: another file is the model; see `--allow-patterns`"))
     wanted = _filtered(tensors, include, exclude, skipped)
     by_path = {f.path: f for f in source.files}
     for carried in chosen.carried:  # no byte is wanted yet, but a folder says now what it won't give later
         source.read_into(carried.path, 0, memoryview(bytearray()))
     prefix = f"{subfolder.strip('/')}/" if subfolder else ""
     readme = by_path.get(f"{prefix}README.md") or by_path.get("README.md")
-    config = by_path.get(f"{prefix}config.json")
-    config_text = read_small(source, config, limit=_JSON_LIMIT).decode("utf-8", "replace") if config else None
-    configs = {
-        name: _config(
-            read_small(source, by_path[prefix + name], limit=_JSON_LIMIT).decode("utf-8", "replace"),
-            prefix + name,
-        )
-        for name in CONFIG_FILES
-        if prefix + name in by_path
-    }
+    texts = _config_texts(source, {n: by_path[prefix + n] for n in CONFIG_FILES if prefix + n in by_path})
+    configs = {name: _config(text, prefix + name) for name, text in texts.items()}
     checkpoint = Checkpoint(
         {tensor.name: tensor for tensor in wanted},
         _facts(source, wanted),
@@ -134,32 +139,37 @@ def survey(
         checkpoint,
         skipped,
         tuple(sorted({header.file for header in headers if any(t.name in skipped for t in header.tensors)})),
-        tuple(Carried(carried_name(f.path, subfolder), f) for f in chosen.carried),
+        tuple(Carried(carried_name(f.path, subfolder), f) for f in _carried(source, chosen, report)),
         configs.get("config.json", {}),
-        config_text,
-        read_front_matter(read_small(source, readme).decode("utf-8", "replace")) if readme else {},
+        texts.get("config.json"),
+        read_front_matter(read_beginning(source, readme, FRONT_NBYTES).decode("utf-8", "replace"))
+        if readme
+        else {},
     )
 
 
-def read_small(source: Source, file: SourceFile, *, limit: int = _SMALL_LIMIT) -> bytes:
-    """A whole small file, checked against the digest that the source states.
-
-    Raises:
-        VerificationError: it is something else.
-    """
-    if file.size > limit:
-        raise CheckpointError(f"`{file.path}` is absurdly large for its kind: {file.size} bytes")
-    content = bytearray(file.size)
-    if file.size:
-        source.read_into(file.path, 0, memoryview(content))
-    data = bytes(content)
-    if file.sha256 is None and file.git_oid is None and parse_pointer(data) is not None:
-        raise SourceError(f"`{file.path}` is only a git-LFS pointer", hint="`git lfs pull` gets the file")
-    if (found := differing(file, data)) is not None:
-        raise VerificationError(
-            f"`{file.path}` is not what the source states: expected digest {found[0]}, got {found[1]}"
+def _config_texts(source: Source, files: Mapping[str, SourceFile]) -> dict[str, str]:
+    """The configuration files, which are only held where all of them together are small."""
+    total = sum(file.size for file in files.values())
+    if total > _CONFIGS_LIMIT:
+        named = ", ".join(f"`{file.path}`" for file in files.values())
+        raise CheckpointError(
+            f"{named} {'is' if len(files) == 1 else 'are'} absurdly large for configuration: expected at most"
+            f" {_CONFIGS_LIMIT} bytes, got {total}"
         )
-    return data
+    return {name: read_small(source, file).decode("utf-8", "replace") for name, file in files.items()}
+
+
+def _carried(source: Source, chosen: Selection, report: Report) -> Iterator[SourceFile]:
+    """What travels: no file that turns out to be a pickle or a program."""
+    for file in chosen.carried:
+        begins = bytearray(min(LOOKED_AT, file.size) if is_doubtful(file.path) else 0)
+        if begins:
+            source.read_into(file.path, 0, memoryview(begins))
+        if is_foreign(bytes(begins)):
+            report(Warned(f"`{file.path}` is left out: it begins like a pickle, an archive or a program"))
+        else:
+            yield file
 
 
 def _weight_map(source: Source, chosen: Selection) -> dict[str, str] | None:
@@ -168,7 +178,7 @@ def _weight_map(source: Source, chosen: Selection) -> dict[str, str] | None:
         return None
     folder = chosen.index.path.rpartition("/")[0]
     prefix = f"{folder}/" if folder else ""
-    parsed = parse_index(read_small(source, chosen.index, limit=_JSON_LIMIT), file=chosen.index.path)
+    parsed = parse_index(read_small(source, chosen.index, limit=_INDEX_LIMIT), file=chosen.index.path)
     return {tensor: prefix + file for tensor, file in parsed.items()}
 
 
@@ -191,23 +201,32 @@ def _weight_files(
 
 def _headers(source: Source, files: Sequence[SourceFile]) -> list[Header]:
     readers = ThreadPoolExecutor(min(_READERS, max(1, len(files))), thread_name_prefix="header")
+    alone = Lock()
     try:
-        return list(readers.map(lambda file: read_header(source, file), files))
+        return list(readers.map(lambda file: read_header(source, file, alone), files))
     finally:
         readers.shutdown(wait=False, cancel_futures=True)  # an interrupt waits for no silent server
 
 
-def read_header(source: Source, file: SourceFile) -> Header:
-    """A file's header, by one range; by a second one where it is longer than the first."""
+def read_header(
+    source: Source, file: SourceFile, alone: AbstractContextManager[object] | None = None
+) -> Header:
+    """A file's header, by one range; by a second one where it is longer than the first.
+
+    Args:
+        alone: entered while it is held where it is so long that only one may be.
+    """
     first = bytearray(min(FIRST_READ, file.size))
     if first:
         source.read_into(file.path, 0, memoryview(first))
     stop = header_stop(bytes(first[:8]), file=file.path, file_size=file.size)
-    if stop > len(first):
-        rest = bytearray(stop - len(first))
-        source.read_into(file.path, len(first), memoryview(rest))
-        first += rest
-    return parse_header(bytes(first), file=file.path, file_size=file.size)
+    with alone if alone is not None and stop > _LONG else nullcontext():
+        whole = first
+        if stop > len(first):
+            whole = bytearray(stop)
+            whole[: len(first)] = first
+            source.read_into(file.path, len(first), memoryview(whole)[len(first) :])
+        return parse_header(whole, file=file.path, file_size=file.size)
 
 
 def _tensors(

@@ -27,6 +27,7 @@ FLOORS = {
     "results": 3,
     "report": 4,
     "meter": 4,
+    "texts": 3.5,
     "survey": 4,
     "comparison": 4,
     "engine": 4,

@@ -15,7 +15,8 @@ from tensorport_hub.core.digest import SourceFile
 from tensorport_hub.core.safetensors import FIRST_READ
 from tensorport_hub.errors import CheckpointError, SourceError, UseError, VerificationError
 from tensorport_hub.ports import Event, Warned
-from tensorport_hub.survey import Survey, read_header, read_small, survey
+from tensorport_hub.survey import Survey, read_header, survey
+from tensorport_hub.texts import read_small
 from tests.fakes import FlakySource, MemorySource, Read
 
 INDEX = "model.safetensors.index.json"

@@ -15,10 +15,12 @@ from tensorport_hub.core import manifest
 from tensorport_hub.core.forecast import Forecast
 from tensorport_hub.core.size import format_size
 from tensorport_hub.core.tensor import shorten
-from tensorport_hub.results import Inspection, MirrorResult, PlanResult, Stats, Verification
+from tensorport_hub.results import Inspection, MirrorResult, PlanResult, Stats, TensorInfo, Verification
 
 _LISTED = 40
 _FAULTS = 100
+_WHOLE = 1000
+"""Characters of a tensor's name that is listed for its own sake."""
 
 
 def as_json(value: object) -> None:
@@ -243,7 +245,9 @@ def verification_text(result: Verification) -> str:
         drawn = f", drawn with seed {result.again.seed}" if result.again.seed is not None else ""
         count = counted(len(result.again.tensors), "tensor")
         lines.append(f"made again: {count}, {format_size(result.again.nbytes)}{drawn}")
-    lines += [f"FAULT {shorten(fault.what)}: {fault.message}" for fault in result.faults[:_FAULTS]]
+    lines += [
+        f"FAULT {shorten(fault.what)}: {shorten(fault.message, _WHOLE)}" for fault in result.faults[:_FAULTS]
+    ]
     if len(result.faults) > _FAULTS:
         lines.append(f"... and {len(result.faults) - _FAULTS:,} more; `--json` lists all")
     lines.append(counted(len(result.faults), "fault") if result.faults else "verified")
@@ -265,14 +269,22 @@ def inspection_text(result: Inspection, *, every: bool) -> str:
     ]
     for (group, scheme, dtype), (count, parameters, nbytes) in groups.items():
         lines.append(
-            f"{group:52} {scheme:8} {dtype:14} {count:>8,} {parameters:>16,} {format_size(nbytes):>10}"
+            f"{shorten(group):52} {scheme:8} {dtype:14} {count:>8,} {parameters:>16,}"
+            f" {format_size(nbytes):>10}"
         )
     if every:
-        lines += ["", *(f"{t.name}  {t.scheme}  {t.stored_dtype}  {list(t.shape)}" for t in result.tensors)]
+        lines += ["", *(_tensor(tensor) for tensor in result.tensors)]
     if result.skipped:
         lines += ["", f"left out: {counted(len(result.skipped), 'stored tensor')}"]
-        lines += [f"  {name}: {why}" for name, why in list(result.skipped.items())[:_LISTED]]
+        lines += [
+            f"  {shorten(name, _WHOLE)}: {shorten(why, _WHOLE)}"
+            for name, why in list(result.skipped.items())[:_LISTED]
+        ]
     return "\n".join(lines)
+
+
+def _tensor(seen: TensorInfo) -> str:
+    return f"{shorten(seen.name, _WHOLE)}  {seen.scheme}  {seen.stored_dtype}  {list(seen.shape)}"
 
 
 def module_group(name: str) -> str:

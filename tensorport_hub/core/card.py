@@ -36,19 +36,22 @@ _FILES = {
 }
 
 
-_LONGEST = 1 << 16
-"""Characters of metadata above which it is nobody's card."""
+FRONT_NBYTES = 1 << 16
+"""Bytes from a card's start that may hold its metadata: more are nobody's, and YAML takes minutes for
+megabytes."""
 
 
 def read_front_matter(readme: str) -> dict[str, Any]:
-    """The metadata of a source card; empty where there is none, or none that is valid."""
-    lines = readme.lstrip("\ufeff").splitlines()
-    if not lines or lines[0].strip() != "---" or "---" not in [line.strip() for line in lines[1:]]:
+    """The metadata of a source card; empty where there is none, or none that is valid.
+
+    Args:
+        readme: the card, of which no more than the beginning counts.
+    """
+    lines = readme[:FRONT_NBYTES].lstrip("\ufeff").splitlines()
+    bare = [line.strip() for line in lines]
+    if bare[:1] != ["---"] or "---" not in bare[1:]:
         return {}
-    stop = [line.strip() for line in lines[1:]].index("---") + 1
-    text = "\n".join(lines[1:stop])
-    if len(text) > _LONGEST:  # reading YAML takes minutes for a few megabytes
-        return {}
+    text = "\n".join(lines[1 : bare.index("---", 1)])
     try:
         value = yaml.safe_load(text)
     except Exception:  # PyYAML lets IndexError, KeyError, AttributeError and others out of odd scalars

@@ -10,6 +10,10 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
 
 POINTER_NBYTES = 1024
 """A larger file is no pointer."""
@@ -30,9 +34,16 @@ class SourceFile:
     git_oid: str | None = None
 
 
+def blob_digest(size: int) -> _Hash:
+    """The git blob id (sha1) of a regular file of `size` bytes, to be fed with them."""
+    return hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+
+
 def blob_oid(content: bytes) -> str:
     """The git blob id (sha1, hex) of a regular file."""
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+    digest = blob_digest(len(content))
+    digest.update(content)
+    return digest.hexdigest()
 
 
 def differing(file: SourceFile, content: bytes) -> tuple[str, str] | None:

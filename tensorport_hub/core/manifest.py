@@ -10,6 +10,7 @@ machine, the destination, or how the run went.
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from tensorport_hub.errors import VerificationError
 
 SCHEMA = "tensorport.manifest/1"
 PATH = "manifest.json"
+_BEGINS = re.compile(rb'\s*\{\s*"schema"\s*:\s*"tensorport\.manifest/')
 LARGEST = 1 << 29
 """Bytes that a manifest may have: that of 240,000 tensors takes about a third."""
 
@@ -245,6 +247,11 @@ def is_mirror(data: bytes) -> bool:
     """Whether a `manifest.json` is one of ours, of any version."""
     schema = _anything(data).get("schema")
     return isinstance(schema, str) and schema.startswith("tensorport.manifest/")
+
+
+def begins_mirror(begins: bytes) -> bool:
+    """The same of a `manifest.json` that may be cut: those that we write begin with their schema."""
+    return _BEGINS.match(begins) is not None or is_mirror(begins)
 
 
 def listed_files(data: bytes) -> frozenset[str] | None:

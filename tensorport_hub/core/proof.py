@@ -138,11 +138,13 @@ def check_plan(mirror: Mirror, fresh: Plan) -> list[Fault]:
     return faults
 
 
-def check_small(mirror: Mirror, true: Mapping[str, bytes]) -> list[Fault]:
+def check_small(mirror: Mirror, small: Mapping[str, bytes], large: Sequence[FileEntry] = ()) -> list[Fault]:
     """Compare the files that are no weights with what they must be: those, and no others."""
     faults = []
-    for path, data in sorted(true.items()):
-        entry, sha256 = mirror.files.get(path), hashlib.sha256(data).hexdigest()
+    true = {path: hashlib.sha256(data).hexdigest() for path, data in small.items()}
+    true |= {entry.path: entry.sha256 for entry in large}
+    for path, sha256 in sorted(true.items()):
+        entry = mirror.files.get(path)
         if entry is None:
             faults.append(Fault(path, "is missing: the source has it"))
         elif entry.sha256 != sha256:

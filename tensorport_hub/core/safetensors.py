@@ -26,11 +26,13 @@ FIRST_READ = 128 * 1024
 
 _LARGEST = 2**63 - 1
 _RANK_LIMIT = 64
+_DESCRIPTION = 4096
+"""Characters above which a text of the metadata describes no tensor; real ones have some hundred."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file's header states: its tensors in file order and the free-form metadata."""
+    """What a file's header states: its tensors in file order, and of the metadata what speaks of tensors."""
 
     file: str
     data_start: int
@@ -62,7 +64,7 @@ def header_stop(prefix: bytes, *, file: str, file_size: int) -> int:
     return 8 + int(length)
 
 
-def parse_header(data: bytes, *, file: str, file_size: int) -> Header:
+def parse_header(data: bytes | bytearray, *, file: str, file_size: int) -> Header:
     """Read a header from the first bytes of a file (`data` holds at least the whole header).
 
     Args:
@@ -73,13 +75,13 @@ def parse_header(data: bytes, *, file: str, file_size: int) -> Header:
     Raises:
         CheckpointError: anything at all is wrong.
     """
-    stop = header_stop(data[:8], file=file, file_size=file_size)
+    stop = header_stop(bytes(data[:8]), file=file, file_size=file_size)
     if len(data) < stop:
         raise CheckpointError(f"header of `{file}` is cut: expected {stop} bytes, got {len(data)}")
     if data[8:9] != b"{":
-        raise CheckpointError(f"header of `{file}` must start with `{{`, got `{data[8:9]!r}`")
-    entries = _load_json(data[8:stop], what=f"header of `{file}`")
-    metadata = _metadata(entries.pop("__metadata__", {}), file)
+        raise CheckpointError(f"header of `{file}` must start with `{{`, got `{bytes(data[8:9])!r}`")
+    entries = _load_json(memoryview(data)[8:stop], what=f"header of `{file}`")
+    metadata = _metadata(entries.pop("__metadata__", {}), file, len(entries))
     shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
     tensors = [_spec(name, entry, file, stop, shapes) for name, entry in entries.items()]
     tensors.sort(key=lambda t: (t.start, t.stop, t.name))
@@ -135,9 +137,9 @@ def _refuse_constant(word: str) -> None:
     raise CheckpointError(f"number `{word}` is no JSON")
 
 
-def _load_json(data: bytes, *, what: str) -> dict[str, Any]:
+def _load_json(data: bytes | memoryview, *, what: str) -> dict[str, Any]:
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        value = json.loads(str(data, "utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant)
     except TensorportError as error:
         raise CheckpointError(f"{what}: {error.message}") from None
     except UnicodeDecodeError as error:
@@ -153,10 +155,19 @@ def _load_json(data: bytes, *, what: str) -> dict[str, Any]:
     return value
 
 
-def _metadata(value: object, file: str) -> dict[str, str]:
+def _metadata(value: object, file: str, tensors: int) -> dict[str, str]:
+    """The entries that describe a tensor (torchao's `_type`): nothing else is asked for, and all of it would
+    be held as long as the plan."""
     if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
         raise CheckpointError(f"`__metadata__` of `{file}`: expected names with texts")
-    return value
+    kept = {k: v for k, v in value.items() if len(v) <= _DESCRIPTION and '"_type"' in v}
+    total, most = sum(len(k) + len(v) for k, v in kept.items()), _DESCRIPTION * (tensors + 16)
+    if total > most:
+        raise CheckpointError(
+            f"`__metadata__` of `{file}` is absurdly large: expected at most {most} characters for {tensors}"
+            f" tensors, got {total}"
+        )
+    return kept
 
 
 def _spec(

@@ -14,7 +14,10 @@ the rules apply to the matching files; several matching files without an index a
 never read, not even where a pattern matches.
 
 Carried over byte for byte: configuration, tokenizer, chat template, preprocessor, licence files of that
-folder (licences of the top level too). Never: other weights, pickles, code, other folders.
+folder (licences of the top level too). Never: other weights, pickles, code, other folders. So what a name may
+begin with in any way (`tokenizer*`) must end as a text or a SentencePiece model does, and where the name says
+nothing of the kind (`*.model`, no ending) the first bytes must not be those of a program, a pickle or an
+archive: gensim's `*.model` is a pickle.
 """
 
 from __future__ import annotations
@@ -41,18 +44,22 @@ _NUMBERED = re.compile(r"(.+)-(\d{5,12})-of-(\d{5,12})\.safetensors", re.ASCII)
 _COPIES = ("original/", "metal/")
 _CARRIED = (
     *("config.json", "*_config.json", "config_*.json", "modules.json"),
-    *(
-        "tokenizer*",
-        "vocab*",
-        "merges.txt",
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "*.model",
-        "*.tiktoken",
-    ),
-    *("chat_template*", "*.jinja", "additional_chat_templates/*.jinja"),
-    *("1_*/config.json", "2_*/config.json", "3_*/config.json"),
+    *("merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model", "*.tiktoken", "*.jinja"),
+    *("additional_chat_templates/*.jinja", "1_*/config.json", "2_*/config.json", "3_*/config.json"),
 )
+_BEGUN = re.compile(
+    r"(tokenizer|vocab|chat_template)"
+    r"([^/.]*|[^/]*\.(jsonl?|txt|ya?ml|jinja2?|tiktoken|vocab|bpe|spm|model(\.v\w+)?))"
+)
+"""What begins so, and how it may end; `tokenizer.model.v3` is Mistral's."""
+_READABLE = re.compile(r".*\.(jsonl?|txt|md|ya?ml|jinja2?|tiktoken|vocab|bpe)", re.IGNORECASE | re.DOTALL)
+_FOREIGN = re.compile(
+    rb"\x80[\x02-\x05]|PK\x03\x04|\x1f\x8b|\xfd7zXZ|BZh\d1AY&|\x93NUMPY|\x89HDF|GGUF"
+    rb"|\x7fELF|MZ[^\n]\x00|[\xce\xcf]\xfa\xed\xfe"
+)
+"""Pickles, archives, programs, arrays: what none of the carried files begins with."""
+LOOKED_AT = 8
+"""Bytes that tell them."""
 _LICENCES = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "USE_POLICY*", "USAGE_POLICY*", "THIRD_PARTY*")
 QUANTIZATION_CONFIGS = frozenset(
     ["hf_quant_config.json", "quantize_config.json", "quant_config.json", "quantization_config.json"]
@@ -111,6 +118,11 @@ def select(
         chosen = [f for f in here if "/" not in f.path.removeprefix(prefix)]
     index, weights = _model(chosen, patterns=bool(allow_patterns), every=listed)
     taken = {f.path for f in weights} | ({index.path} if index else set())
+    for path in sorted(taken):
+        if not path.isprintable():
+            raise CheckpointError(
+                f"`{shorten(path)}` is no name of a weight file: expected printable characters"
+            )
     rest = [f.path for f in chosen if f.path.endswith((WEIGHTS, INDEX)) and f.path not in taken]
     passed_over = () if index else tuple(rest)
     carried = tuple(_apart([f for f in listed if _travels(f, prefix)], subfolder))
@@ -178,16 +190,28 @@ def _apart(carried: Sequence[SourceFile], subfolder: str | None) -> Iterator[Sou
 
 def _travels(file: SourceFile, prefix: str) -> bool:
     name = file.path.removeprefix(prefix) if file.path.startswith(prefix) else None
-    if file.size > CARRIED_LIMIT or file.path.lower().endswith(_NEVER) or _UNSAFE.search(file.path):
+    if file.size > CARRIED_LIMIT or file.path.lower().endswith(_NEVER):
+        return False
+    if _UNSAFE.search(file.path) or not file.path.isprintable():
         return False
     if "/" not in file.path and is_licence(file.path):
         return True
     if name is None or name.endswith(INDEX):
         return False
     depth = name.count("/")
-    return any(
+    return _BEGUN.fullmatch(name) is not None or any(
         fnmatchcase(name, pattern) and pattern.count("/") == depth for pattern in (*_CARRIED, *_LICENCES)
     )
+
+
+def is_doubtful(path: str) -> bool:
+    """Whether the name of a carried file leaves open that it is a pickle or a program."""
+    return not _READABLE.fullmatch(path) and not (is_licence(path) and "." not in path)
+
+
+def is_foreign(begins: bytes) -> bool:
+    """Whether a file that begins so may not travel, whatever it is called."""
+    return _FOREIGN.match(begins) is not None
 
 
 def is_licence(path: str) -> bool:

@@ -17,8 +17,8 @@ _FORM = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?B?)", re.IGNORECASE)
 _LEAST_ALONE = 1000
 
 
-def parse_size(text: str | int, *, forgotten: str = "GB") -> int:
-    """Bytes.
+def parse_size(text: str | float, *, forgotten: str = "GB") -> int:
+    """Bytes; a number is taken as that many, `1e9` too.
 
     Args:
         forgotten: the unit that was meant where a text has none and can't mean bytes.
@@ -26,11 +26,11 @@ def parse_size(text: str | int, *, forgotten: str = "GB") -> int:
     Raises:
         UseError: it is no size, or a fraction of a byte, or a few bytes as a text without unit.
     """
-    if isinstance(text, int):
+    if isinstance(text, int | float) and not isinstance(text, bool) and text % 1 == 0:
         if text < 0:
             raise UseError(f"size {text} is negative")
-        return text
-    match = _FORM.fullmatch(text.strip())
+        return int(text)
+    match = _FORM.fullmatch(text.strip()) if isinstance(text, str) else None
     unit = _UNITS.get(match[2].upper()) if match else None
     if match is None or unit is None:
         raise UseError(f"`{text}` is no size: expected bytes, or a form like `1.8GB`, `512MiB`")
@@ -39,7 +39,7 @@ def parse_size(text: str | int, *, forgotten: str = "GB") -> int:
     if unit == 1 and number % 1:
         raise UseError(f"`{text}` is no whole number of bytes", hint=hint)
     if not match[2] and 0 < number < _LEAST_ALONE:
-        raise UseError(f"`{text}` has no unit, and would be {text.strip()} bytes", hint=hint)
+        raise UseError(f"`{text}` has no unit, and would be {number} bytes", hint=hint)
     return int(number * unit)
 
 

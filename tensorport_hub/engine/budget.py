@@ -68,6 +68,7 @@ def allot(
     demand: Demand,
     ordered: bool = False,
     beside_nbytes: int = 0,
+    texts_nbytes: int = 0,
 ) -> Allotment:
     """The most parallel way to stay below `max_memory`.
 
@@ -79,11 +80,14 @@ def allot(
         demand: what the plan and its parts hold.
         ordered: parts are written one after another, so that only fetching is parallel.
         beside_nbytes: what source and sink buffer, however many parts are in flight.
+        texts_nbytes: what publishing the small files takes, when the parts are done.
 
     Raises:
-        LimitError: not even one part at a time fits, a held one in the smallest tiles.
+        LimitError: not even one part at a time fits, a held one in the smallest tiles; or the texts don't.
     """
     base = BASE + beside_nbytes + demand.noted
+    if base + texts_nbytes > max_memory and texts_nbytes:
+        raise _too_small(" for the small files that are carried over", base + texts_nbytes, max_memory)
     each = writer_nbytes + _SCRATCH + demand.beside
     for wanted in range(max(workers, 1), 0, -1):
         parallel, depth = (1, _DEPTH * wanted) if ordered else (wanted, _DEPTH)
@@ -105,7 +109,11 @@ def allot(
         return Allotment(1, 1, block, _DEPTH, (buffers - 1) * block, buffers, room)
     least = base + each + demand.least + 2 * buffers * _SMALLEST_BLOCK
     whose = f" for `{shorten(demand.tensor)}`" if max_memory >= least - demand.least else ""
-    raise LimitError(
+    raise _too_small(whose, least, max_memory)
+
+
+def _too_small(whose: str, least: int, max_memory: int) -> LimitError:
+    return LimitError(
         f"the memory cap is too small{whose}: expected at least {-(-least // 1_000_000)}MB,"
         f" got {max_memory} bytes",
         hint="raise `--max-memory`",

@@ -33,6 +33,7 @@ from tests.core.samples import container, entry
 
 FILE = "model-00001-of-00002.safetensors"
 BIG = 2**63
+SAID = '{"_type": "ß"}'
 
 
 def read(data: bytes) -> Header:
@@ -83,13 +84,24 @@ ARRAYS: dict[str, Any] = {
 }
 
 
+def test_only_metadata_that_describes_tensors_is_kept():
+    """Free text is not held; descriptions are, unless they are more than the tensors could need."""
+    kept = {"a": SAID}
+    free = {"format": "pt", "note": "x" * 5000, "b": SAID + " " * 5000}
+    data = safetensors.numpy.save(ARRAYS, metadata={**kept, **free})
+    assert read(data).metadata == kept
+    many = {f"a{i}": SAID + " " * 4000 for i in range(len(ARRAYS) + 17)}
+    with pytest.raises(CheckpointError, match=r"absurdly large: expected at most \d+ characters"):
+        read(safetensors.numpy.save(ARRAYS, metadata=many))
+
+
 def test_files_of_the_own_writer_read_as_its_own_reader_reads_them(tmp_path):
     """Names, dtypes, shapes and bytes of a file written by safetensors.numpy equal those of `safe_open`."""
-    data = safetensors.numpy.save(ARRAYS, metadata={"format": "np", "ünï": "ß"})
+    data = safetensors.numpy.save(ARRAYS, metadata={"format": "np", "ünï": SAID})
     path = tmp_path / "model.safetensors"
     path.write_bytes(data)
     header = read(data)
-    assert header.metadata == {"format": "np", "ünï": "ß"}
+    assert header.metadata == {"ünï": SAID}
     with safetensors.safe_open(path, "np") as file:
         assert sorted(t.name for t in header.tensors) == sorted(file.keys())
         for tensor in header.tensors:

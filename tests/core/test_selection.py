@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import gzip
+import pickle
 from time import process_time
 
 import pytest
 
 from tensorport_hub.core.digest import SourceFile
-from tensorport_hub.core.selection import CARRIED_LIMIT, Selection, carried_name, select
+from tensorport_hub.core.selection import (
+    CARRIED_LIMIT,
+    Selection,
+    carried_name,
+    is_doubtful,
+    is_foreign,
+    select,
+)
 from tensorport_hub.errors import CheckpointError, UseError
 
 INDEX = "model.safetensors.index.json"
@@ -211,6 +220,14 @@ CARRIED = [
     ),
     *("1_Pooling/config.json", "2_Normalize/config.json", "hf_quant_config.json"),
     *(
+        "tokenizer.model.v3",
+        "tokenizer-vocab.tiktoken",
+        "vocab.bpe",
+        "vocab.spm",
+        "vocab",
+        "chat_template.txt",
+    ),
+    *(
         "LICENSE",
         "LICENSE.txt",
         "LICENCE.md",
@@ -236,6 +253,8 @@ LEFT = [
     *("1_Pooling/deep/config.json", "1_Pooling/model.py", "events.out.tfevents.1", "LICENSE/secret.txt"),
     *("../config.json", "/config.json", "./config.json", "tokenizer\\..\\x", "tokenizer:x", "config.json\n"),
     *("a/../tokenizer.json", "tokenizer\0.json", "..", "tokenizer/", "LICENSE/../../x"),
+    *("tokenizer.joblib", "tokenizer.p", "tokenizer.dill", "vocab.ckpt", "vocab.npy", "vocab.pth.tar"),
+    *("tokenizer_ema.pt2", "chat_template.so", "tokenizer.model.pkl", "tokenizer.json.gz", "vocab.pb"),
 ]
 
 
@@ -243,6 +262,35 @@ def test_small_files_travel():
     """Configuration, tokenizer, chat template, preprocessor and licence files travel, and nothing else."""
     chosen = pick(["model.safetensors", *CARRIED, *LEFT])
     assert sorted(f.path for f in chosen.carried) == sorted(CARRIED)
+
+
+@pytest.mark.parametrize(
+    ("begins", "foreign"),
+    [
+        (pickle.dumps({"a": 1}, protocol=2), True),
+        (pickle.dumps({"a": 1}, protocol=4), True),
+        (pickle.dumps({"a": 1}, protocol=5), True),
+        (b"PK\x03\x04", True),
+        (b"\x7fELF\x02", True),
+        (gzip.compress(b"a", mtime=0), True),
+        (b"MZ\x90\x00", True),
+        (b"\n\x0e\n\x05<unk>", False),
+        (b"IQ== 0\nIg== 1", False),
+        (b"MZ== 0\nIg== 1", False),
+        (b"", False),
+    ],
+)
+def test_contents_that_never_travel(begins, foreign):
+    """Pickles, archives and programs are told by their first bytes; SentencePiece and tiktoken are none."""
+    assert is_foreign(begins[:8]) is foreign
+
+
+def test_names_that_say_nothing_of_the_contents():
+    """`*.model` may be a pickle, and what has no ending anything; texts are read as texts."""
+    assert [name for name in CARRIED if is_doubtful(name)] == [
+        *("tokenizer.model", "sentencepiece.bpe.model", "tokenizer.model.v3", "vocab.spm", "vocab"),
+    ]
+    assert is_doubtful("LICENSE.joblib")
 
 
 def test_a_large_file_does_not_travel():

@@ -334,6 +334,7 @@ class TestBlocksComeBack:
             reader,
             outputs,
             lambda part: Streamed(part, decoder, witness, pulls=True),
+            lambda output, run: writer.finish(output),
             lambda file, receipt, lost: None,
             stop,
             lambda event: None,
