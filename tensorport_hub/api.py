@@ -93,8 +93,7 @@ def mirror(
         subfolder, allow_patterns: which files are the model: their folder, and globs over their names in it.
         workers: parts in flight; by default the number of processors.
         max_memory, max_disk: sizes: caps on peak memory and on staging bytes (by default two shards).
-        private: visibility of a new repository, which one that exists must have; by default private where
-            the source is private or gated.
+        private: visibility of a new repository, which one that exists must have (by default: as the source).
         i_have_rights: a gated or private source may be published openly.
         transfer: `auto`, `xet` or `lfs`.
         read: `http`, or `xet`: what the source has in Xet storage comes from there; fewer bytes, more of the
@@ -111,8 +110,7 @@ def mirror(
         commit_message: of the commit, and title of the pull request.
         report: write an HTML page about the mirror there; where that fails at the end, it is a warning.
         token: for source and destination; by default the one that you are logged in with.
-        on_event: called with every event of `tensorport_hub.ports`, from any thread; what it raises is only
-            logged.
+        on_event: called with every event of `ports`, from any thread; what it raises is only logged.
 
     Returns:
         Where it was published, its manifest, what rounding cost, and what the run did.
