@@ -145,6 +145,57 @@ class TestLittleRoom:
         assert not sink.live
 
 
+class TestSmallFiles:
+    """Many small files end at a time, whatever the number of workers."""
+
+    def test_they_end_together(self) -> None:
+        """With one worker, twelve files wait for each other in `finish`, and all come through."""
+        tensors = [plain(f"a{i}", "F32", (10,)) for i in range(24)]
+        source, sink, together = source_of(*tensors), MemorySink(), threading.Barrier(12, timeout=20)
+
+        def hook(step: str, path: str) -> None:
+            if step == "finish":
+                together.wait()
+
+        run_plan(plan_of(source), source, HookedSink(sink, hook), allotment(workers=1))
+        assert arrays(sink.held) == raw(expected(tensors))
+
+    def test_a_large_file_ends_with_its_worker(self) -> None:
+        """One worker finishes one large file after another, so no two are open in the sink."""
+        tensors = [plain(f"a{i}", "F32", (300_000,)) for i in range(3)]
+        source, sink = source_of(*tensors), MemorySink()
+        open_now: list[int] = []
+
+        def hook(step: str, path: str) -> None:
+            if step == "open":
+                open_now.append(len(sink.live))
+
+        run_plan(plan_of(source), source, HookedSink(sink, hook), allotment(workers=1))
+        assert open_now == [0, 0, 0]
+
+    @pytest.mark.parametrize("transient", [False, True])
+    def test_one_that_fails(self, transient: bool) -> None:
+        """For good: the run ends with its error, and nothing stays open. In passing: it is made again."""
+        tensors = [plain(f"a{i}", "F32", (10,)) for i in range(40)]
+        source, sink = source_of(*tensors), MemorySink()
+        failed: list[str] = []
+
+        def hook(step: str, path: str) -> None:
+            if step == "finish" and path.endswith("a7.npy") and not failed:
+                failed.append(path)
+                raise DestinationError("refused", transient=transient)
+
+        hooked = HookedSink(sink, hook)
+        if transient:
+            run_plan(plan_of(source), source, hooked)
+            assert arrays(sink.held) == raw(expected(tensors))
+        else:
+            with pytest.raises(DestinationError, match="refused"):
+                run_plan(plan_of(source), source, hooked)
+        assert failed
+        assert not sink.live
+
+
 class TestStopping:
     """An error ends what others are doing."""
 
