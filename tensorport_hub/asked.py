@@ -135,7 +135,7 @@ def by_xet(read: str) -> bool:
 
 def _no_word(word: str, what: str, words: Iterable[str]) -> UseError:
     expected = ", ".join(f"`{known}`" for known in words)
-    return UseError(f"`{word}` is no {what}: expected one of {expected}", hint=meant(word, words))
+    return UseError(f"`{word}` is no {what}: expected one of {expected}", hint=meant(str(word), words))
 
 
 def _globs(given: Mapping[str, Any], name: str) -> tuple[str, ...]:

@@ -59,7 +59,7 @@ def _forecast(job: Job, publication: Publication, result: PlanResult, rate: Rate
     from_hub = isinstance(job.location, HubLocation)
     to_hub = isinstance(job.destination, HubDestination)
     if from_hub:
-        requests.update(forecast.source_requests(len(job.plan.files), len(job.survey.carried) + 2))
+        requests.update(forecast.source_requests(len(job.plan.files), len(job.survey.carried)))
         requests["api"] += job.by_xet  # its token
     if to_hub and not result.standing:
         requests.update(

@@ -93,9 +93,14 @@ def limits(paths: Sequence[str], largest: int) -> tuple[Limit, ...]:
     )
 
 
-def source_requests(weights: int, small: int) -> dict[str, int]:
-    """To a Hub that is read from: each file is resolved once, small ones are fetched there, too."""
-    return {"api": 1, "resolvers": weights + 2 * small + 2, "commits": 0}
+def source_requests(weights: int, carried: int) -> dict[str, int]:
+    """To a Hub that is read from: each file is resolved once.
+
+    The card, what is carried over, and the index of several weight files are fetched there, too; the
+    configuration once more, where it is carried over.
+    """
+    small = carried + 1 + (weights > 1)
+    return {"api": 1, "resolvers": weights + 2 * small + 1, "commits": 0}
 
 
 def destination_requests(

@@ -86,9 +86,11 @@ def allot(
         LimitError: not even one part at a time fits, a held one in the smallest tiles; or the texts don't.
     """
     base = BASE + beside_nbytes + demand.noted
-    if base + texts_nbytes > max_memory and texts_nbytes:
-        raise _too_small(" for the small files that are carried over", base + texts_nbytes, max_memory)
     each = writer_nbytes + _SCRATCH + demand.beside
+    buffers = _DEPTH + _BESIDE
+    least = base + each + demand.least + 2 * buffers * _SMALLEST_BLOCK
+    if base + texts_nbytes > max(max_memory, least):
+        raise _too_small(" for the small files that are carried over", base + texts_nbytes, max_memory)
     for wanted in range(max(workers, 1), 0, -1):
         parallel, depth = (1, _DEPTH * wanted) if ordered else (wanted, _DEPTH)
         lanes = max(1, min(parallel, files))
@@ -107,7 +109,7 @@ def allot(
     room = free - 2 * buffers * block
     if demand.least and room >= demand.least:
         return Allotment(1, 1, block, _DEPTH, (buffers - 1) * block, buffers, room)
-    least = base + each + demand.least + 2 * buffers * _SMALLEST_BLOCK
+    least = max(least, base + texts_nbytes)
     whose = f" for `{shorten(demand.tensor)}`" if max_memory >= least - demand.least else ""
     raise _too_small(whose, least, max_memory)
 

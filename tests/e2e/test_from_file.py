@@ -18,6 +18,7 @@ from safetensors.numpy import save
 import tensorport_hub
 from tensorport_hub import Order, batch, mirror, mirror_all, read_orders
 from tensorport_hub.cli import main
+from tensorport_hub.core.safetensors import FIRST_READ
 from tensorport_hub.devhub import DevHub, Fault
 from tensorport_hub.edge import hub_work
 from tensorport_hub.edge.hub_client import HubClient
@@ -305,7 +306,9 @@ def test_killed_and_run_again(hub: DevHub, tmp_path: Path, client: HfApi) -> Non
     one, model, two = (attempt["result"] for attempt in json.loads(again.stdout)["mirrors"])
     assert (one["changed"], model["changed"], two["changed"]) == (False, True, True)
     assert model["stats"]["parts_resumed"] >= 1
-    assert read_bytes(hub) < sum(len(data) for data in MODEL.values()) * 1.05
+    # in flight may have been all that is small; headers are read again
+    headers = sum(min(len(data), FIRST_READ) for path, data in MODEL.items() if path.endswith(".safetensors"))
+    assert read_bytes(hub) < sum(len(data) for data in MODEL.values()) * 1.1 + headers
     mirror(SOURCE, "me/fresh", transfer="lfs")
     made = contents(hub, "me/model-npy")
     fresh = contents(hub, "me/fresh")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
@@ -160,10 +161,15 @@ class TestOthers:
         assert contents(seeded, TARGET) == undisturbed
 
     def test_a_run_that_was_taken_over_writes_no_more(
-        self, seeded: DevHub, client: HfApi, undisturbed: dict[str, bytes]
+        self,
+        seeded: DevHub,
+        client: HfApi,
+        undisturbed: dict[str, bytes],
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """Its commit fails without an answer while another run claims the ref: it finds that out, and neither
         a later checkpoint nor the one of its end stands on the other's."""
+        monkeypatch.setattr(sys.modules["tensorport_hub.engine.run"], "SMALL_NBYTES", 0)  # one by one
         resume, held = threading.Event(), threading.Event()
 
         def hold(event: Event) -> None:

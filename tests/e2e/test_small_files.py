@@ -68,7 +68,7 @@ def test_a_large_manifest_in_a_source(tmp_path: Path) -> None:
     """That a source is a mirror is seen where its manifest begins, however large and broken that is."""
     mirror_of_ours = b'{"schema":"tensorport.manifest/1","a":' + b"[]," * 20_000_000
     source = folder(tmp_path / "model", {"manifest.json": mirror_of_ours})
-    with pytest.raises(UseError, match="is such a mirror already"):
+    with pytest.raises(UseError, match="is a mirror made by this tool already"):
         plan(str(source), str(tmp_path / "out"))
     stranger = folder(tmp_path / "other", {"manifest.json": b'{"a":[' + b"[]," * 20_000_000 + b"0]}"})
     code = f"plan(sys.argv[1], sys.argv[2], max_memory={CAP})"
