@@ -27,6 +27,8 @@ from tensorport_hub.edge.staging import Spool, Staging
 from tensorport_hub.errors import DestinationError, LimitError
 from tensorport_hub.ports import Receipt
 
+_PUSHES = 4
+"""Programs that send at a time: each is tens of megabytes, and a connection to the host."""
 _CHECK = "refs/heads/check"
 _SLOWEST = 100_000
 """Bytes a second below which a transfer is given up; git-lfs itself ends one that stands still."""
@@ -46,6 +48,7 @@ class GitObjects:
             folder.mkdir(parents=True, exist_ok=True)
         self._locks: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
+        self._pushes = threading.Semaphore(_PUSHES)
 
     def open(self, path: str, size: int) -> GitSpool:
         """Wait until `size` bytes of staging are free.
@@ -79,7 +82,8 @@ class GitObjects:
                     f"staging `{receipt.path}` failed: {error.strerror}", hint="free disk space"
                 ) from None
             try:
-                retried(lambda: self._push(receipt), self._remote.report, git.closed)
+                with self._pushes:
+                    retried(lambda: self._push(receipt), self._remote.report, git.closed)
             finally:
                 object_path.unlink(missing_ok=True)
 
