@@ -517,8 +517,10 @@ def test_an_interrupted_run_is_continued(seeded: DevHub, tmp_path: Path, transfe
         target = f"me/stopped-{stop_at}" if transfer != "folder" else str(tmp_path / f"stopped-{stop_at}")
         code = (
             "import sys, os\n"
+            "import tensorport_hub.engine.run\n"
             "from tensorport_hub import mirror\n"
             "from tensorport_hub.ports import PartDone\n"
+            "sys.modules['tensorport_hub.engine.run'].SMALL_NBYTES = 0  # files end one after another\n"
             "left = [int(sys.argv[2])]\n"
             "def stop(event):\n"
             "    left[0] -= isinstance(event, PartDone)\n"
