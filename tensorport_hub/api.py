@@ -292,7 +292,7 @@ def verify(
         VerificationError: there is no manifest, or none that makes sense.
     """
     destination, source = asked.place(destination, "destination"), asked.perhaps_place(source, "source")
-    asked.words(locals(), "revision", "token")
+    asked.check_texts(locals(), "revision", "token")
     if sample is not None and (type(sample) is not int or sample < 1):
         raise UseError(f"sample must be a whole number and at least 1, got {sample!r}")
     if not against_source and (sample is not None or source is not None):

@@ -39,8 +39,8 @@ def page(report: str | os.PathLike[str] | None) -> Page | None:
     return None if path is None else Page(path)
 
 
-def words(given: Mapping[str, Any], *names: str) -> None:
-    """Arguments that are texts, or None, where a verb has them; a revision is never empty."""
+def check_texts(given: Mapping[str, Any], *names: str) -> None:
+    """Refuse arguments that are neither texts nor None, where a verb has them, and an empty revision."""
     for name in names:
         value = given.get(name)
         if value is not None and not isinstance(value, str):
@@ -53,7 +53,7 @@ def words(given: Mapping[str, Any], *names: str) -> None:
 
 def options(given: Mapping[str, Any]) -> Options:
     """The content options among a verb's arguments, checked."""
-    words(given, "revision", "subfolder", "token")
+    check_texts(given, "revision", "subfolder", "token")
     size = parse_size(given.get("shard_size", Options.shard_size))
     if size >= LARGEST_SHARD and not given.get("allow_large_shards"):
         raise UseError(
@@ -110,7 +110,7 @@ def _formats(given: Sequence[str]) -> tuple[str, ...]:
 
 def publication(given: Mapping[str, Any], chosen: Options) -> Publication:
     """How the result is published, of a verb's arguments."""
-    words(given, "branch", "author", "commit_message")
+    check_texts(given, "branch", "author", "commit_message")
     max_disk, branch = given["max_disk"], given["branch"]
     return Publication(
         given["private"],

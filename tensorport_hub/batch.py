@@ -146,9 +146,7 @@ def keys() -> Mapping[str, Key]:
     found = {}
     for name, parameter in inspect.signature(mirror).parameters.items():
         if name not in _OF_THE_PROCESS:
-            kind = _KINDS[
-                parameter.annotation
-            ]  # of an annotation that it lacks nobody said what a list may have
+            kind = _KINDS[parameter.annotation]  # a new one is no key before somebody says of what kind
             found[_NAMES.get(name, name.replace("_", "-"))] = Key(name, kind)
     return found
 

@@ -142,8 +142,9 @@ class FolderDestination:
         found = self._path / manifest.PATH
         if self._publication.restart or not found.is_file():
             return
-        refuse_other(plan, found.read_bytes(), self.name, lambda: LocalSink.is_begun_anew(self._path))
-        if there := readable(found.read_bytes()):
+        data = found.read_bytes()
+        refuse_other(plan, data, self.name, lambda: LocalSink.is_begun_anew(self._path))
+        if there := readable(data):
             self.inherited = resync.inherited(plan, there)
             self._standing = {entry.sha256: entry.path for entry in there.weights}
 

@@ -97,7 +97,7 @@ class HubDestination:
         return state
 
     def _refuse_visibility(self, state: RepoState | None) -> None:
-        """What was asked for explicitly is not ignored: only a new repository is made so."""
+        """Refuse a repository that is not as `--private` or `--public` says: only a new one is made so."""
         wanted = self._publication.private
         if state is None or wanted is None or state.private == wanted:
             return

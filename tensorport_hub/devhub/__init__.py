@@ -14,7 +14,7 @@ and only the command line and tests import it.
 """
 
 try:
-    import aiohttp as _aiohttp  # noqa: F401
+    import aiohttp as _aiohttp  # noqa: F401 (only whether they are there, and so the next two)
     import blake3 as _blake3  # noqa: F401
     import lz4 as _lz4  # noqa: F401
 except ImportError as error:

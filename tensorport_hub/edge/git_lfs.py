@@ -58,6 +58,7 @@ class GitObjects:
         """
         self._staging.reserve(path, size)
         try:
+            # closed by `abort`, which every writer ends with
             file = tempfile.NamedTemporaryFile(dir=self._folder, buffering=0, delete=False)  # noqa: SIM115
         except OSError as error:
             self._staging.release(size)

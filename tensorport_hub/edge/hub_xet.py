@@ -12,6 +12,7 @@ until they are complete, and those that end at the same time share one.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from tensorport_hub.edge.http import Http
@@ -88,7 +89,11 @@ class XetSession:
             commit.wait_to_finish()
             return [upload.result().xet_info for upload in uploads]
 
-        infos = _sent(send, f"`{files[0][0]}`{more}")
+        try:
+            infos = _sent(send, f"`{files[0][0]}`{more}")
+        except BaseException:
+            _abort(commit)
+            raise
         return [_receipt(path, len(data), info) for (path, data), info in zip(files, infos, strict=True)]
 
     def close(self) -> None:
@@ -121,10 +126,7 @@ class XetUpload:
         self._stream = self._commit = None
         for thing in (stream, commit):
             if thing is not None:
-                try:
-                    thing.abort()
-                except (RuntimeError, OSError):
-                    continue  # already ended: there is nothing left to abort
+                _abort(thing)
 
 
 class XetSmall:
@@ -147,6 +149,12 @@ class XetSmall:
 
     def abort(self) -> None:
         self._data = bytearray()
+
+
+def _abort(thing: Any) -> None:
+    """End a stream or a commit, or find that it has ended."""
+    with suppress(RuntimeError, OSError):
+        thing.abort()
 
 
 def _check_length(path: str, size: int, got: int) -> None:
