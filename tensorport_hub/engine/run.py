@@ -47,6 +47,9 @@ from tensorport_hub.engine.witness import Witness
 from tensorport_hub.errors import VerificationError
 from tensorport_hub.ports import SMALL_NBYTES, Journal, Receipt, Report, Sink, Source, Store
 
+_BREATH = 0.3
+"""Seconds after which a signal is answered at the latest."""
+
 _GRACE = 3.0
 """Seconds that an interrupted run waits for its threads to let go."""
 
@@ -124,6 +127,12 @@ def carry_out(
     _Run(work, source, store, enter, witness, stop, report).run()
 
 
+def _wait_for(future: Future[None]) -> None:
+    """Wait in breaths: a signal that comes just before a thread sleeps is answered when it wakes up."""
+    while not wait((future,), timeout=_BREATH).done:
+        continue
+
+
 class _Run:
     def __init__(
         self,
@@ -166,7 +175,10 @@ class _Run:
         try:
             walks.extend(lanes.submit(self._walk, file) for file in self._files)
             for walk in walks:
-                walk.result()
+                _wait_for(walk)
+            while writing := self._writing.copy():  # who writes may have others end what he wrote
+                for future in writing:
+                    _wait_for(future)
             self._workers.shutdown(wait=True)
             self._enders.shutdown(wait=True)
         except BaseException as error:
