@@ -23,7 +23,8 @@ from tensorport_hub.destination import Opened
 from tensorport_hub.edge.local import parse_folder
 from tensorport_hub.engine import Outcome, run
 from tensorport_hub.errors import CheckpointError, LossError, UseError
-from tensorport_hub.job import Job, Limits, Made
+from tensorport_hub.job import Job, Made
+from tensorport_hub.limits import Limits
 from tensorport_hub.meter import Meter
 from tensorport_hub.outlook import outlook, parse_rate
 from tensorport_hub.ports import Committed, Event, Planned, Published
@@ -91,13 +92,12 @@ def mirror(
         allow_large_shards: let `shard_size` pass 2 GB.
         include, exclude: globs over tensor names, one or several.
         subfolder, allow_patterns: which files are the model: their folder, and globs over their names in it.
-        workers: parts in flight; by default the number of processors.
+        workers: parts in flight; by default one a processor, by Xet one more.
         max_memory, max_disk: sizes: caps on peak memory and on staging bytes (by default two shards).
         private: visibility of a new repository, which one that exists must have (by default: as the source).
         i_have_rights: a gated or private source may be published openly.
         transfer: `auto`, `xet` or `lfs`.
-        read: `http`, or `xet`: what the source has in Xet storage comes from there; fewer bytes, more of the
-            processor's time.
+        read: `http`, or `xet`: what the source has in Xet storage comes from there; fewer bytes, more work.
         verify_source: `auto`, `whole` or `no`: sha256 of whole source files.
         checkpoint_every: a size: bytes that a crash may cost; a mirror of fewer is published by one commit.
         cluster: workers that do it: the address of a Dask scheduler (`tcp://host:port`, `tls://host:port`),

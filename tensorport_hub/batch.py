@@ -25,7 +25,8 @@ from tensorport_hub.edge.hub_client import HubClient
 from tensorport_hub.edge.local import parse_folder
 from tensorport_hub.edge.retry import retried
 from tensorport_hub.errors import TensorportError, UseError, gather
-from tensorport_hub.job import Limits, default_name, refuse_same
+from tensorport_hub.job import default_name, refuse_same
+from tensorport_hub.limits import Limits
 from tensorport_hub.meter import Meter
 from tensorport_hub.ports import Begun, Event, Failed, Report
 from tensorport_hub.reading import model_folder, source_location

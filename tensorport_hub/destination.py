@@ -114,8 +114,13 @@ class Destination(Protocol):
     def standing(self, plan: Plan, key: str) -> tuple[Mirror, Published] | None:
         """What stands here, where it is what the plan makes: complete, undamaged, not being made anew."""
 
-    def open(self, plan: Plan, key: str, *, writers: int) -> Opened:
-        """Begin, or continue what an interrupted run of the plan `key` left."""
+    def open(self, plan: Plan, key: str, *, writers: int, sparing: bool) -> Opened:
+        """Begin, or continue what an interrupted run of the plan `key` left.
+
+        Args:
+            writers: files that may be open at once, besides small ones.
+            sparing: they are to buffer the least that they can.
+        """
 
     def close(self) -> None:
         """Give back what was held to look; never raises."""
@@ -160,7 +165,7 @@ class FolderDestination:
             return None
         return there, Published(self.name, None, None, changed=False)
 
-    def open(self, plan: Plan, key: str, *, writers: int) -> Opened:
+    def open(self, plan: Plan, key: str, *, writers: int, sparing: bool) -> Opened:
         outputs = range(len(plan.outputs))
         sink = LocalSink(
             self._path,

@@ -175,7 +175,7 @@ class GitDestination:
                 return False
         return not self._objects.missing(large)
 
-    def open(self, plan: Plan, key: str, *, writers: int) -> Opened:
+    def open(self, plan: Plan, key: str, *, writers: int, sparing: bool) -> Opened:
         publication = self._publication
         self._look_again()
         work = self._claimed(plan, key)

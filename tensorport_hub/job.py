@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ from functools import cached_property, partial
 from tensorport_hub.contents import carry, held_nbytes, large_files, small_files, small_paths, whole_manifest
 from tensorport_hub.core import manifest
 from tensorport_hub.core.card_snippets import PICKLE_WARNING
-from tensorport_hub.core.demand import demand
 from tensorport_hub.core.digest import SourceFile
 from tensorport_hub.core.encode.jax_pickle import JAX_PICKLE
 from tensorport_hub.core.location import (
@@ -27,86 +25,29 @@ from tensorport_hub.core.location import (
 )
 from tensorport_hub.core.manifest import FileEntry
 from tensorport_hub.core.mirror import Mirror
-from tensorport_hub.core.plan import Options, Plan
+from tensorport_hub.core.plan import Options
 from tensorport_hub.core.progress import remaining
 from tensorport_hub.core.schedule import Schedule
 from tensorport_hub.core.shares import share_out
-from tensorport_hub.core.size import parse_size
 from tensorport_hub.core.tensor import shorten
 from tensorport_hub.destination import Destination, FolderDestination, Opened, Publication
 from tensorport_hub.edge.git import require_git
 from tensorport_hub.edge.hub_source import HubSource
-from tensorport_hub.edge.hub_xet import buffered
-from tensorport_hub.edge.hub_xet_ranges import RANGES_NBYTES
 from tensorport_hub.edge.local import parse_folder
 from tensorport_hub.edge.retry import retried
 from tensorport_hub.engine import Outcome
-from tensorport_hub.engine.budget import ENDING, Allotment, allot
+from tensorport_hub.engine.budget import Allotment
 from tensorport_hub.errors import LimitError, UseError, gather
 from tensorport_hub.git_destination import GitDestination
 from tensorport_hub.hub_destination import HubDestination
+from tensorport_hub.limits import Limits
 from tensorport_hub.meter import Meter, peak_memory
-from tensorport_hub.ports import SMALL_NBYTES, Published, Receipt, Sink, Warned
+from tensorport_hub.ports import Published, Receipt, Sink, Warned
 from tensorport_hub.reading import Reading, read_seconds, source_location
 from tensorport_hub.results import MirrorResult, PlanResult, Stats
 
-_XET_STREAMS = 4
-_SPOOL_NBYTES = 2 << 20
 _COMMIT_TIMES = 5
 """How often a commit holds a small file: as it is, and as base64 entry by entry and as one text."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a process may use. `parts`: in flight at most; None: as many as it has processors."""
-
-    parts: int | None
-    max_memory: int
-    large_shards: bool = False
-
-    @classmethod
-    def of(cls, workers: int | None, max_memory: str | int, *, large_shards: bool = False) -> Limits:
-        if workers is not None and (type(workers) is not int or workers < 1):
-            raise UseError(f"workers must be a whole number and at least 1, got {workers!r}")
-        return cls(workers, parse_size(max_memory), large_shards)
-
-    @property
-    def workers(self) -> int:
-        """Parts in flight at most."""
-        return self.parts or _processors()
-
-    def allot(self, plan: Plan, *, streams: bool, by_xet: bool, texts_nbytes: int = 0) -> Allotment:
-        """How the memory cap is used for a plan, whose bytes go out as they come (`streams`) or not.
-
-        Args:
-            by_xet: the source is read from Xet storage.
-            texts_nbytes: what the small files take when all is published.
-
-        Raises:
-            LimitError: it is too small.
-        """
-        at_once = plan.files_at_once
-        session, writer = 0, at_once * _SPOOL_NBYTES
-        if streams:
-            small = sum(file.size for file in plan.outputs if file.size <= SMALL_NBYTES)
-            session, writer = buffered(
-                plan.bytes_out, streams=at_once, small=min(small, ENDING * SMALL_NBYTES)
-            )
-        return allot(
-            self.max_memory,
-            workers=min(self.workers, max(_XET_STREAMS // at_once, 1)) if streams else self.workers,
-            files=len(plan.files),
-            writer_nbytes=writer,
-            demand=demand(plan),
-            ordered=plan.is_ordered,
-            beside_nbytes=session + (RANGES_NBYTES if by_xet else 0),
-            texts_nbytes=texts_nbytes,
-        )
-
-
-def _processors() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -262,8 +203,9 @@ class Job(Reading):
 
     def open(self) -> Opened:
         """The sink and the journal; a missing repository is created here."""
-        plan = self.plan
-        return self.destination.open(plan, self.key, writers=self.allotment().workers * plan.files_at_once)
+        plan, allotment = self.plan, self.allotment()
+        writers = allotment.workers * plan.files_at_once
+        return self.destination.open(plan, self.key, writers=writers, sparing=allotment.sparing)
 
     def publish(self, sink: Sink, outcome: Outcome) -> tuple[Made, Published]:
         """Carried files, card and manifest, then the commit."""

@@ -37,6 +37,7 @@ FLOORS = {
     "contents": 5,
     "destination": 5,
     "files": 5,
+    "limits": 5,
     "lazy": 6,
     "hub_destination": 6,
     "git_destination": 6,

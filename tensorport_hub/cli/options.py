@@ -101,7 +101,9 @@ content = _group(
     ),
 )
 limit = _group(
-    click.option("--workers", type=int, metavar="N", help="Parts in flight (number of processors)."),
+    click.option(
+        "--workers", type=int, metavar="N", help="Parts in flight (one a processor, by Xet one more)."
+    ),
     click.option(
         "--max-memory", metavar="SIZE", default="1GB", show_default=True, help="Cap on peak memory."
     ),

@@ -18,7 +18,8 @@ from typing import TypeVar
 from tensorport_hub.core.plan import Plan, dumps
 from tensorport_hub.core.progress import Entry, MadeFile
 from tensorport_hub.core.strips import Strip
-from tensorport_hub.job import Job, Limits
+from tensorport_hub.job import Job
+from tensorport_hub.limits import Limits
 from tensorport_hub.ports import Event
 
 Item = Entry | Event

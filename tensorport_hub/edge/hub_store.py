@@ -42,6 +42,7 @@ class HubStore:
         transfer: str,
         max_disk: int,
         writers: int,
+        sparing: bool,
         read_seconds: float,
         report: Report,
     ) -> HubStore:
@@ -50,6 +51,7 @@ class HubStore:
         Args:
             transfer: `auto`, `xet` or `lfs`.
             max_disk: bytes that LFS may stage.
+            sparing: Xet streams are to buffer the least that they can.
             read_seconds: how long a silent server is waited for when it is read.
 
         Raises:
@@ -57,7 +59,9 @@ class HubStore:
         """
         http = Http(read_seconds=_PATIENCE * read_seconds)
         try:
-            transport = _transport(client, http, repo_id, transfer, max_disk, report)
+            transport = _xet(client, http, repo_id, transfer, report, sparing=sparing) or LfsSession(
+                client, http, repo_id, max_disk=max_disk, report=report
+            )
         except BaseException:
             http.close()
             raise
@@ -84,17 +88,22 @@ class HubStore:
         self._http.close()
 
 
-def _transport(
-    client: HubClient, http: Http, repo_id: str, wanted: str, max_disk: int, report: Report
-) -> XetSession | LfsSession:
+def _xet(
+    client: HubClient, http: Http, repo_id: str, wanted: str, report: Report, *, sparing: bool
+) -> XetSession | None:
+    """A session of Xet, where it is wanted and there.
+
+    Raises:
+        DestinationError: nothing else is wanted, and it is not there.
+    """
     disabled = os.environ.get("HF_HUB_DISABLE_XET", "").upper() in ("1", "TRUE", "YES", "ON")
     if wanted == "xet" or (wanted == "auto" and not disabled):
-        session = retried(lambda: XetSession.offered(client, http, repo_id), report)
+        session = retried(lambda: XetSession.offered(client, http, repo_id, sparing=sparing), report)
         if session is not None:
             return session
     if wanted == "xet":
         raise DestinationError(f"`{repo_id}` offers no Xet storage", hint="use `--transfer lfs`")
-    return LfsSession(client, http, repo_id, max_disk=max_disk, report=report)
+    return None
 
 
 class _Slotted:

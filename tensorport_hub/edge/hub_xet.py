@@ -3,7 +3,8 @@
 Rules, measured on hf_xet 1.8.0: `write` takes `bytes` only; an aborted stream spoils its whole upload commit,
 so each file has a commit of its own; `finish` gives the sha256 of what was written; `wait_to_finish` must
 return before a Hub commit names that sha256. A stream buffers about 160 MB, and what is on its way as much
-again. Retries are bounded here; what is left over is the engine's to replay.
+again; a sparing session makes its streams wait for each 64 MB to arrive, which buffers half of that, and is
+slower. Retries are bounded here; what is left over is the engine's to replay.
 
 A commit costs five requests, one after another, and 13 ms of processor time. So small files wait in memory
 until they are complete, and those that end at the same time share one.
@@ -11,6 +12,7 @@ until they are complete, and those that end at the same time share one.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -24,14 +26,20 @@ from tensorport_hub.ports import SMALL_NBYTES, Receipt, Writer
 
 _STREAM_NBYTES = 156 << 20
 _SESSION_NBYTES = 138 << 20
+_SPARING_NBYTES = 150 << 20
+_SPARING_MORE_NBYTES = 164 << 20
 _MOST = 1.7
+_PATIENCE = 30.0
+"""Seconds without a byte sent after which a sparing stream goes on: an upload that failed says so then."""
+_LOOK = 0.01
 
+_CONCURRENCY = "client.ac_max_upload_concurrency"
 _BOUNDS = {
     "client.retry_max_attempts": 4,
     "client.retry_base_delay": "400ms",
     "client.retry_max_duration": "60s",
     "client.read_timeout": "60s",
-    "client.ac_max_upload_concurrency": 2,
+    _CONCURRENCY: 2,
 }
 
 T = TypeVar("T")
@@ -39,29 +47,41 @@ _Content = tuple[str, bytes]
 """A path, and all that the file holds."""
 
 
-def buffered(nbytes: int, *, streams: int, small: int) -> tuple[int, int]:
+def buffered(nbytes: int, *, streams: int, small: int, sparing: bool) -> tuple[int, int]:
     """What is buffered, measured where the storage is slow: all together, and besides for each writer.
 
     Args:
         nbytes: of everything that will be sent; no more than about twice that is ever held.
         streams: that a writer has open.
         small: bytes of small files that are on their way at a time: they are held here and by hf_xet.
+        sparing: streams wait for what they sent, and no more than one writer's are open.
     """
     most = int(_MOST * nbytes)
-    session = min(_SESSION_NBYTES + 2 * small, most)
-    return session, min(_STREAM_NBYTES * streams, most - session)
+    if sparing:
+        session, writer = _SPARING_NBYTES, _SPARING_MORE_NBYTES * (streams - 1)
+    else:
+        session, writer = _SESSION_NBYTES, _STREAM_NBYTES * streams
+    session = min(session + 2 * small, most)
+    return session, min(writer, most - session)
 
 
 class XetSession:
-    """Uploads to one repository's Xet storage."""
+    """Uploads to one repository's Xet storage.
 
-    def __init__(self, where: Mapping[str, Any]) -> None:
-        self._where = where
-        self._xet = Xet(_BOUNDS)
+    Args:
+        where: what hf_xet connects with.
+        sparing: streams wait for what they sent before they take more.
+    """
+
+    def __init__(self, where: Mapping[str, Any], *, sparing: bool = False) -> None:
+        self._where, self._sparing = where, sparing
+        self._xet = Xet(_BOUNDS | ({_CONCURRENCY: 1} if sparing else {}))
         self._together = Together[_Content, Receipt](self._send)
 
     @classmethod
-    def offered(cls, client: HubClient, http: Http, repo_id: str) -> XetSession | None:
+    def offered(
+        cls, client: HubClient, http: Http, repo_id: str, *, sparing: bool = False
+    ) -> XetSession | None:
         """A session, or None where the Hub offers no Xet storage for this repository.
 
         Raises:
@@ -69,12 +89,12 @@ class XetSession:
         """
         url, what = client.xet_token_url("write", repo_id, "main"), f"Xet token of `{repo_id}`"
         where = connection(client, http, url, what, DestinationError)
-        return None if where is None else cls(where)
+        return None if where is None else cls(where, sparing=sparing)
 
     def open(self, path: str, size: int) -> Writer:
         if size <= SMALL_NBYTES:
             return XetSmall(self._together.ask, path, size)
-        return XetUpload(self._commit(), path, size)
+        return XetUpload(self._commit(), path, size, sparing=self._sparing)
 
     def _commit(self) -> Any:
         return _sent(lambda: self._xet.upload(self._where), "Xet storage")
@@ -104,13 +124,15 @@ class XetSession:
 class XetUpload:
     """One file as a stream."""
 
-    def __init__(self, commit: Any, path: str, size: int) -> None:
-        self._commit, self._path, self._size = commit, path, size
+    def __init__(self, commit: Any, path: str, size: int, *, sparing: bool) -> None:
+        self._commit, self._path, self._size, self._sparing = commit, path, size, sparing
         self._stream: Any = _sent(lambda: commit.start_upload_stream(name=path), f"`{path}`")
         self._written = 0
 
     def write(self, block: memoryview) -> None:
         data = bytes(block)
+        if self._sparing:
+            _wait(self._commit)
         _sent(lambda: self._stream.write(data), f"`{self._path}`")
         self._written += len(data)
 
@@ -149,6 +171,18 @@ class XetSmall:
 
     def abort(self) -> None:
         self._data = bytearray()
+
+
+def _wait(commit: Any) -> None:
+    """Until what is on its way has arrived: while something moves, and nobody aborts."""
+    arrived, until = 0, time.monotonic() + _PATIENCE
+    while (progress := commit.progress()).total_transfer_bytes_completed < progress.total_transfer_bytes:
+        now, state = time.monotonic(), commit.status()
+        if progress.total_transfer_bytes_completed > arrived:
+            arrived, until = progress.total_transfer_bytes_completed, now + _PATIENCE
+        if now > until or state != type(state).Running:
+            return
+        time.sleep(_LOOK)
 
 
 def _abort(thing: Any) -> None:

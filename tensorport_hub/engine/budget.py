@@ -22,7 +22,7 @@ MiB = 1024 * 1024
 BASE = 110 * MiB
 """Interpreter, numpy, ml_dtypes, huggingface_hub and hf_xet."""
 
-ENDING = 32
+ENDING, ENDING_SPARING = 32, 4
 """Small files that are finished at a time, besides the workers' own."""
 
 _SCRATCH = 8 * MiB
@@ -48,6 +48,7 @@ class Allotment:
         buffers: blocks that each lane owns; it is reckoned with twice as many, for what it keeps and parts
             read.
         room: bytes that held parts may hold, all together.
+        sparing: the sink's writers buffer the least that they can, which takes longer.
     """
 
     lanes: int
@@ -57,6 +58,12 @@ class Allotment:
     keep: int
     buffers: int
     room: int
+    sparing: bool = False
+
+    @property
+    def ending(self) -> int:
+        """Small files that are finished at a time, besides the workers' own."""
+        return ENDING_SPARING if self.sparing else ENDING
 
 
 def allot(

@@ -10,7 +10,7 @@ stops everything, and is what `run` raises.
 Where files hold several tensors, one lane and one worker go through the parts in plan order, which is the
 order in such a file; parts that nothing feeds are given at their place. Only fetching is parallel then.
 
-Small files that are complete are finished beside the workers, dozens at a time: that is waiting for the sink,
+Small files that are complete are finished beside the workers, many at a time: that is waiting for the sink,
 which may take them together.
 
 What is finished, and whether it is kept, is the `Ledger`'s; `carry_out` enters each file as it is finished.
@@ -34,7 +34,7 @@ from tensorport_hub.core.progress import Doubted, Entry, MadeFile, Progress, Rea
 from tensorport_hub.core.schedule import Schedule
 from tensorport_hub.core.tiles import Tile, member_tiles
 from tensorport_hub.engine.blocks import BlockPool, Room, StopFlag, Stopped
-from tensorport_hub.engine.budget import ENDING, Allotment
+from tensorport_hub.engine.budget import Allotment
 from tensorport_hub.engine.feed import PartRun, Streamed
 from tensorport_hub.engine.lane import Lane
 from tensorport_hub.engine.ledger import Ledger, Outcome, receipt_of
@@ -165,8 +165,8 @@ class _Run:
         for _ in range(self._lanes):
             self._pools.put(BlockPool(work.allotment.buffers, work.allotment.block, self._stop))
         self._workers = ThreadPoolExecutor(workers, thread_name_prefix="part")
-        self._enders = ThreadPoolExecutor(ENDING, thread_name_prefix="end")
-        self._ending = threading.Semaphore(ENDING)
+        self._enders = ThreadPoolExecutor(work.allotment.ending, thread_name_prefix="end")
+        self._ending = threading.Semaphore(work.allotment.ending)
         self._writing: set[Future[None]] = set()
 
     def run(self) -> None:

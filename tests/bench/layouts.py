@@ -126,6 +126,15 @@ def plain(gigabytes: float) -> list[Tensor]:
     ]
 
 
+def mxfp4(gigabytes: float) -> list[Tensor]:
+    """Experts in MXFP4 of 34 MB packed, about so much."""
+    found: list[Tensor] = []
+    for layer in range(max(1, round(gigabytes * 29.5))):
+        name = f"model.layers.{layer}.mlp.experts.down_proj"
+        found += [(f"{name}_blocks", "U8", (8, 2880, 90, 16)), (f"{name}_scales", "U8", (8, 2880, 90))]
+    return found
+
+
 def one_tensor(gigabytes: float) -> list[Tensor]:
     """All of it in one bfloat16 tensor."""
     return [("model.embed_tokens.weight", "BF16", (round(gigabytes * 1e9 / 8192), 4096))]
@@ -163,11 +172,13 @@ def model(name: str) -> tuple[Layout, Mapping[str, Any]]:
     """A layout, and the model's configuration.
 
     Args:
-        name: a model; a number of tiny tensors; or `plain`, `tensor`, `gptq` and gigabytes.
+        name: a model; a number of tiny tensors; or `plain`, `mxfp4`, `tensor`, `gptq` and gigabytes.
     """
     kind, _, gigabytes = name.partition(" ")
     if kind == "plain":
         return spread(plain(float(gigabytes)), 4), {}
+    if kind == "mxfp4":
+        return spread(mxfp4(float(gigabytes)), 4), MXFP4
     if kind == "tensor":
         return spread(one_tensor(float(gigabytes)), 1), {}
     if kind == "gptq":

@@ -2,8 +2,8 @@
 
 Each row mirrors a synthetic checkpoint (`layouts.py`) by a process of its own, under the cap that it names.
 Shown is `VmHWM`, the largest resident memory of that process, the transfer library's buffers included, beside
-the cap; the rows of plain weights also say how much more they took than the first one of their transfer with
-the same cap.
+the cap; the rows of plain weights from 1 GB on also say how much more they took than the first one of their
+transfer with the same cap.
 """
 
 from __future__ import annotations
@@ -19,10 +19,13 @@ from tests.bench.full_scale import run, served
 
 ROWS = (
     ("plain 0.1", "300MB"),
+    ("mxfp4 0.1", "300MB"),
+    ("plain 1", "300MB"),
+    ("plain 4", "300MB"),
+    ("plain 14", "300MB"),
+    ("tensor 5", "300MB"),
     ("plain 1", "512MB"),
-    ("plain 4", "512MB"),
     ("plain 14", "512MB"),
-    ("tensor 5", "512MB"),
     ("gptq 5", "512MB"),
     ("100000", "1GB"),
 )
@@ -37,9 +40,9 @@ def rows(chosen: Sequence[tuple[str, str]], transfers: Sequence[str]) -> Iterato
             with served(name, digests=True, xet="http" if transfer == "xet" else "off") as hub:
                 row = run(hub, "mirror", {"transfer": transfer, "max_memory": cap})
             row["cap"] = parse_size(cap)
-            if name.startswith("plain"):
+            if name.startswith("plain") and row["bytes_in"] > 0.9e9:
                 row["growth"] = row["peak"] / first.setdefault((transfer, cap), row["peak"])
-            yield f"{name}, {transfer}", row
+            yield f"{name}, {cap}, {transfer}", row
 
 
 def show(name: str, row: Mapping[str, Any]) -> None:
@@ -54,14 +57,14 @@ def show(name: str, row: Mapping[str, Any]) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--json", action="store_true", help="print JSON")
-    names = [name for name, _ in ROWS]
-    parser.add_argument("--rows", nargs="+", default=names, choices=names, help="models")
+    names = [f"{name}, {cap}" for name, cap in ROWS]
+    parser.add_argument("--rows", nargs="+", default=names, choices=names, help="models, and their caps")
     parser.add_argument("--transfers", nargs="+", default=["lfs", "xet"], choices=["lfs", "xet"])
     chosen = parser.parse_args(arguments)
     found = {}
     if not chosen.json:
         print(f"{'':24}  tensors    GB in   GB out   cap MB  peak MB   growth   wall s")
-    for name, row in rows([row for row in ROWS if row[0] in chosen.rows], chosen.transfers):
+    for name, row in rows([row for row in ROWS if ", ".join(row) in chosen.rows], chosen.transfers):
         found[name] = row
         if not chosen.json:
             show(name, row)

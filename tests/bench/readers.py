@@ -47,7 +47,7 @@ def ours(memory: str, *, by_xet: bool) -> Sum:
     from tensorport_hub.edge.hub_xet_ranges import RANGES_NBYTES
     from tensorport_hub.engine.budget import allot
     from tensorport_hub.errors import SourceError
-    from tensorport_hub.job import Limits
+    from tensorport_hub.limits import Limits
     from tensorport_hub.survey import read_header
 
     def report(event: object) -> None:

@@ -16,7 +16,10 @@ import numpy.typing as npt
 import pytest
 
 from tensorport_hub import plan
+from tensorport_hub.devhub import DevHub
 from tensorport_hub.errors import LimitError
+from tensorport_hub.limits import Limits
+from tests.bench import layouts
 from tests.e2e.test_cli import run
 
 GROUP = 128
@@ -133,3 +136,24 @@ def test_not_even_one_row_fits(tmp_path: Path) -> None:
     with pytest.raises(LimitError, match=r"`w\.weight`"):
         try_with(enough - 1)
     assert try_with(enough).bytes_in > try_with(4_000).bytes_in
+
+
+def test_by_xet_a_large_model_needs_little(hub: DevHub) -> None:
+    """14 GB: three streams under the usual cap, one that spares memory under 300 MB, and below that a
+    refusal that names what is enough; 1 MB less is not."""
+    layout, config = layouts.model("plain 14")
+    hub.add_repo("st/model", layouts.repository(layout, config, digests=False))
+
+    def try_with(cap: str) -> Any:
+        return plan("st/model", "me/mirror", max_memory=cap, transfer="xet").plan
+
+    planned = try_with("300MB")
+    usual, least = (Limits.of(3, cap).allot(planned, streams=True, by_xet=False) for cap in ("1GB", "300MB"))
+    assert (usual.workers, usual.sparing) == (3, False)
+    assert (least.workers, least.sparing) == (1, True)
+    with pytest.raises(LimitError) as caught:
+        try_with("200MB")
+    enough = int(re.findall(r"at least (\d+)MB", caught.value.message)[0])
+    try_with(f"{enough}MB")
+    with pytest.raises(LimitError):
+        try_with(f"{enough - 1}MB")

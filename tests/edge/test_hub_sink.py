@@ -25,7 +25,7 @@ from tensorport_hub.ports import Sink
 from tests.contracts.sink import SinkContract, SinkOf
 
 
-def open_sink(hub: DevHub, transfer: str, *, max_disk: int = 1 << 22, writers: int = 4) -> HubSink:
+def open_sink(hub: DevHub, transfer: str, *, max_disk: int = 1 << 22, sparing: bool = False) -> HubSink:
     """A sink that publishes in one commit on `main` of `me/mirror`."""
     client = HubClient(endpoint=hub.endpoint, token=hub.token)
     client.create_repo("me/mirror", private=False)
@@ -34,7 +34,8 @@ def open_sink(hub: DevHub, transfer: str, *, max_disk: int = 1 << 22, writers: i
         "me/mirror",
         transfer=transfer,
         max_disk=max_disk,
-        writers=writers,
+        writers=4,
+        sparing=sparing,
         read_seconds=5,
         report=lambda event: None,
     )
@@ -54,6 +55,7 @@ class HubSinkContract(SinkContract):
     """The duties of every sink, against a devhub."""
 
     transfer: str
+    sparing = False
 
     @pytest.fixture
     def sink_of(self, hub: DevHub) -> Iterator[SinkOf]:
@@ -61,7 +63,7 @@ class HubSinkContract(SinkContract):
         opened: list[HubSink] = []
 
         def make() -> HubSink:
-            opened.append(open_sink(hub, self.transfer))
+            opened.append(open_sink(hub, self.transfer, sparing=self.sparing))
             return opened[-1]
 
         yield make
@@ -77,6 +79,13 @@ class TestXetSink(HubSinkContract):
     """By Xet stream."""
 
     transfer = "xet"
+
+
+class TestSparingXetSink(HubSinkContract):
+    """By Xet stream, with little memory."""
+
+    transfer = "xet"
+    sparing = True
 
 
 class TestLfsSink(HubSinkContract):
