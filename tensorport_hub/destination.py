@@ -144,10 +144,9 @@ class FolderDestination:
 
     def check(self, plan: Plan, key: str, paths: Sequence[str]) -> None:
         """A folder holds everything that the disk has room for."""
-        found = self._path / manifest.PATH
-        if self._publication.restart or not found.is_file():
+        data = None if self._publication.restart else self._manifest()
+        if data is None:
             return
-        data = found.read_bytes()
         refuse_other(plan, data, self.name, lambda: LocalSink.is_begun_anew(self._path))
         if there := readable(data):
             self.inherited = resync.inherited(plan, there)
@@ -157,10 +156,10 @@ class FolderDestination:
         return len(plan.outputs)
 
     def standing(self, plan: Plan, key: str) -> tuple[Mirror, Published] | None:
-        found = self._path / manifest.PATH
-        if not found.is_file() or LocalSink.is_begun_anew(self._path):
+        data = self._manifest()
+        if data is None or LocalSink.is_begun_anew(self._path):
             return None
-        there = whole(found.read_bytes(), listing(self._path, hashed=False), plan)
+        there = whole(data, listing(self._path, hashed=False), plan)
         if there is None or proof.check_files(there, listing(self._path, hashed=True)):
             return None
         return there, Published(self.name, None, None, changed=False)
@@ -175,9 +174,9 @@ class FolderDestination:
             restart=self._publication.restart,
         )
         try:
-            found = self._path / manifest.PATH
-            if found.is_file():  # a run that held the lock may have ended since the plan
-                refuse_other(plan, found.read_bytes(), self.name, lambda: sink.anew)
+            data = None if sink.anew else self._manifest()
+            if data is not None:  # a run that held the lock may have ended since the plan
+                refuse_other(plan, data, self.name, lambda: False)
         except BaseException:
             sink.close()
             raise
@@ -185,6 +184,18 @@ class FolderDestination:
 
     def close(self) -> None:
         """Nothing is held."""
+
+    def _manifest(self) -> bytes | None:
+        """What stands there.
+
+        Raises:
+            VerificationError: it is too large to be a manifest.
+        """
+        found = self._path / manifest.PATH
+        if not found.is_file():
+            return None
+        manifest.check_size(found.stat().st_size)
+        return found.read_bytes()
 
 
 def refuse_other(plan: Plan, data: bytes, name: str, is_anew: Callable[[], bool]) -> None:

@@ -251,6 +251,7 @@ class HubDestination:
                 journal=journal,
                 message=publication.title(plan),
                 offer=publication.create_pr,
+                begun=self._begins,
                 report=report,
             )
             anew = publication.restart or (work is not None and work.anew)

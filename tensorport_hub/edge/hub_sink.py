@@ -33,6 +33,7 @@ class HubSink:
         work: where finished files are kept; None where one commit publishes everything.
         store: where content goes; closed with the sink.
         offer: leave the pull request open.
+        begun: the target is a branch that begins with this run.
     """
 
     def __init__(
@@ -45,11 +46,12 @@ class HubSink:
         journal: HubJournal | Unkept,
         message: str,
         offer: bool,
+        begun: bool,
         report: Report,
     ) -> None:
         self._client, self._target, self._work = client, target, work
         self._store, self._message, self._report = store, message, report
-        self._offer = offer
+        self._offer, self._begun = offer, begun
         self.journal = journal
         self._held = {*target.files.values(), *(work.ref.files.values() if work is not None else ())}
         self._small: dict[str, bytes] = {}
@@ -70,7 +72,7 @@ class HubSink:
         target = self._target
         if self._work is None:
             changed = target.replace(uploaded=uploaded, small=self._small, message=self._message)
-            return Published(target.repo_id, target.commit, target.page, changed)
+            return Published(target.repo_id, target.commit, target.page, changed or self._begun)
         if isinstance(self.journal, HubJournal):
             self.journal.flush()
         self._work.complete(uploaded, self._small)

@@ -12,9 +12,10 @@ from huggingface_hub import HfApi
 from safetensors.numpy import save
 
 from tensorport_hub import convert, mirror, mirror_all, open_checkpoint, plan, verify
+from tensorport_hub.core import manifest
 from tensorport_hub.core.orders import Order
 from tensorport_hub.devhub import DevHub, Fault
-from tensorport_hub.errors import DestinationError, SourceError, UseError
+from tensorport_hub.errors import DestinationError, SourceError, UseError, VerificationError
 from tests.e2e.interrupted import EVERY, MODEL, SOURCE
 from tests.e2e.test_cli import run
 
@@ -67,6 +68,20 @@ class TestAnotherModel:
         models.add_repo("org/over", model(5))
         assert mirror("Org/Over", str(out), **options).changed
         assert convert("org/small", str(out), restart=True).manifest["source"]["repo"] == "org/small"
+
+    def test_a_manifest_that_is_too_large(
+        self, models: DevHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It is not read, whatever it is; `--restart` replaces it unread."""
+        out = str(tmp_path / "out")
+        mirror("org/over", out)
+        monkeypatch.setattr(manifest, "LARGEST", 100)
+        for verb in (plan, mirror):
+            with pytest.raises(
+                VerificationError, match=r"`manifest\.json` is too large: .* at most 100 bytes"
+            ):
+                verb("org/small", out)
+        assert mirror("org/small", out, restart=True).changed
 
     def test_on_the_hub(self, models: DevHub) -> None:
         """Two models of one name have the same destination by default: the second does not take it."""

@@ -195,7 +195,8 @@ class TestElsewhere:
         """`main` holds it already, the branch does not exist: it is made, and no weight is read."""
         mirror(SOURCE, TARGET, transfer="lfs")
         planned = read_bytes(seeded)
-        mirror(SOURCE, TARGET, transfer="lfs", branch="v1")
+        assert mirror(SOURCE, TARGET, transfer="lfs", branch="v1").changed
+        assert not mirror(SOURCE, TARGET, transfer="lfs", branch="v1").changed
         assert "v1" in [branch.name for branch in client.list_repo_refs(TARGET).branches]
         assert read_bytes(seeded) - planned < planned
         assert contents(seeded, TARGET) == {

@@ -47,6 +47,7 @@ def open_sink(hub: DevHub, transfer: str, *, max_disk: int = 1 << 22, sparing: b
         journal=Unkept(),
         message="Mirror",
         offer=False,
+        begun=False,
         report=lambda event: None,
     )
 
