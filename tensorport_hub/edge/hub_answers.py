@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from tensorport_hub.core.digest import SourceFile
@@ -67,15 +69,51 @@ def upload_of(actions: dict[str, Any]) -> LfsUpload | None:
     )
 
 
-def listed(sibling: Any) -> SourceFile:
+def state_of(repo_id: str, answer: bytes) -> RepoState:
+    """A repository, as the Hub describes it with all its files (`GET /api/models/ID?blobs=true`).
+
+    For many files that is many megabytes, and several times as much as objects of Python: so each file
+    is made of its entry as soon as that is parsed.
+
+    Raises:
+        ValueError, LookupError, TypeError, RecursionError: it makes no sense.
+    """
+    told = json.loads(answer, object_hook=_made)
+    files = told.get("siblings") or []
+    for file in files:
+        if isinstance(file, ValueError):
+            raise file
+        if not isinstance(file, SourceFile):
+            raise ValueError(f"file {file!r}")
+    commit = told["sha"]
+    if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
+        raise ValueError(f"commit {commit!r}")
+    files = tuple(sorted(files, key=attrgetter("path")))
+    return RepoState(repo_id, commit, bool(told.get("private")), bool(told.get("gated")), files)
+
+
+def _made(entry: dict[str, Any]) -> Any:
+    """A file, or why it is none, of an entry with a file's name; any other entry as it is."""
+    if "rfilename" not in entry:
+        return entry
+    try:
+        return _listed(entry)
+    except ValueError as error:
+        return error
+
+
+def _listed(sibling: dict[str, Any]) -> SourceFile:
     """A file of a listing.
 
     Raises:
         ValueError: what it says is no path, size or digest.
     """
-    path, size = sibling.rfilename, 0 if sibling.size is None else sibling.size
-    sha256 = sibling.lfs.sha256 if sibling.lfs else None
-    oid = None if sibling.lfs else sibling.blob_id
+    path, size, lfs = sibling["rfilename"], sibling.get("size"), sibling.get("lfs")
+    size = 0 if size is None else size
+    if lfs and not (isinstance(lfs, dict) and "sha256" in lfs):
+        raise ValueError(f"LFS pointer {lfs!r} of {path!r}")
+    sha256 = lfs["sha256"] if lfs else None
+    oid = None if lfs else sibling.get("blobId")
     if not isinstance(path, str) or not is_inside(path):
         raise ValueError(f"file name {path!r}")
     if type(size) is not int or size < 0:

@@ -39,11 +39,12 @@ from huggingface_hub.errors import (
 from huggingface_hub.lfs import UploadInfo, post_lfs_batch_info
 from huggingface_hub.utils._headers import build_hf_headers
 from huggingface_hub.utils._http import fix_hf_endpoint_in_url, get_session, hf_raise_for_status
+from huggingface_hub.utils._validators import validate_repo_id
 
 from tensorport_hub import __version__
 from tensorport_hub.core.tensor import shorten
 from tensorport_hub.edge.http import Refusal, failure
-from tensorport_hub.edge.hub_answers import COMMIT, LfsUpload, RepoState, listed, may_create, upload_of
+from tensorport_hub.edge.hub_answers import LfsUpload, RepoState, may_create, state_of, upload_of
 from tensorport_hub.edge.pace import pace_of
 from tensorport_hub.errors import DestinationError, SourceError, TensorportError, UseError
 from tensorport_hub.ports import Receipt
@@ -102,15 +103,16 @@ class HubClient:
     def repo_state(self, repo_id: str, revision: str | None, refusal: Refusal) -> RepoState:
         """One request: the commit that `revision` names now, and all files with sizes and digests."""
 
-        def look(api: HfApi) -> RepoState:
-            info = api.model_info(repo_id, revision=revision, files_metadata=True)
-            files = tuple(listed(s) for s in sorted(info.siblings or [], key=lambda s: s.rfilename))
-            if not isinstance(info.sha, str) or not COMMIT.fullmatch(info.sha):
-                raise ValueError(f"commit {info.sha!r}")
-            return RepoState(repo_id, info.sha, bool(info.private), bool(info.gated), files)
+        def look() -> RepoState:
+            validate_repo_id(repo_id)
+            at = f"/revision/{quote(revision, safe='')}" if revision else ""
+            url = f"{self.endpoint}/api/models/{repo_id}{at}"
+            response = get_session().get(url, params={"blobs": True}, headers=self.headers())
+            hf_raise_for_status(response)
+            return state_of(repo_id, response.content)
 
         at = f" at `{revision}`" if revision else ""
-        return self.call(look, f"repository `{repo_id}`{at}", refusal)
+        return self.call(lambda api: look(), f"repository `{repo_id}`{at}", refusal)
 
     def find_repo(self, repo_id: str) -> RepoState | None:
         """The repository's state on `main`, or None where there is none that this token may see."""
