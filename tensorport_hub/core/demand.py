@@ -13,7 +13,7 @@ from tensorport_hub.core.tiles import member_tiles
 _PLANNED = 1500
 """Bytes of a plan for each stored tensor, measured."""
 
-_NOTED = 2400
+_NOTED = 2100
 """The same that a run notes of each output file: its digest, in ledger, journal, sink and manifest."""
 
 
