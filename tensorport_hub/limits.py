@@ -23,7 +23,13 @@ _SPOOL_NBYTES = 2 << 20
 
 @dataclass(frozen=True)
 class Limits:
-    """What a process may use. `parts`: in flight at most; None: as many as it has processors."""
+    """What a process may use.
+
+    Attributes:
+        parts: in flight at most; None: one a processor, by Xet one more.
+        max_memory: bytes that the process may hold.
+        large_shards: files may be larger than a shard where no format cuts them.
+    """
 
     parts: int | None
     max_memory: int
@@ -37,7 +43,7 @@ class Limits:
 
     @property
     def workers(self) -> int:
-        """Parts in flight at most, where none waits for a stream of its own."""
+        """Parts in flight at most, but for Xet."""
         return self.parts or _processors()
 
     def allot(self, plan: Plan, *, streams: bool, by_xet: bool, texts_nbytes: int = 0) -> Allotment:

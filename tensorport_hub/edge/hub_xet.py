@@ -30,7 +30,7 @@ _SPARING_NBYTES = 150 << 20
 _SPARING_MORE_NBYTES = 164 << 20
 _MOST = 1.7
 _PATIENCE = 30.0
-"""Seconds without a byte sent after which a sparing stream goes on: an upload that failed says so then."""
+"""Seconds without a byte sent after which a sparing stream waits no more: a failed upload says so then."""
 _LOOK = 0.01
 
 _CONCURRENCY = "client.ac_max_upload_concurrency"
@@ -132,7 +132,8 @@ class XetUpload:
     def write(self, block: memoryview) -> None:
         data = bytes(block)
         if self._sparing:
-            _wait(self._commit)
+            commit = self._commit
+            self._sparing = _sent(lambda: _arrived(commit), f"`{self._path}`")
         _sent(lambda: self._stream.write(data), f"`{self._path}`")
         self._written += len(data)
 
@@ -173,16 +174,17 @@ class XetSmall:
         self._data = bytearray()
 
 
-def _wait(commit: Any) -> None:
-    """Until what is on its way has arrived: while something moves, and nobody aborts."""
+def _arrived(commit: Any) -> bool:
+    """Wait until what is on its way has arrived; False where nothing moves any more, or somebody aborts."""
     arrived, until = 0, time.monotonic() + _PATIENCE
     while (progress := commit.progress()).total_transfer_bytes_completed < progress.total_transfer_bytes:
         now, state = time.monotonic(), commit.status()
         if progress.total_transfer_bytes_completed > arrived:
             arrived, until = progress.total_transfer_bytes_completed, now + _PATIENCE
         if now > until or state != type(state).Running:
-            return
+            return False
         time.sleep(_LOOK)
+    return True
 
 
 def _abort(thing: Any) -> None:

@@ -58,8 +58,9 @@ def test_it_waits_for_what_it_sent(hub: DevHub, writer: Writer) -> None:
 def test_an_upload_that_failed_is_not_waited_for(
     hub: DevHub, writer: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only the next upload tells that one was given up: after a while the stream goes on, to hear it."""
-    monkeypatch.setattr(hub_xet, "_PATIENCE", 0.5)
+    """Only the next upload tells that one was given up: after a while the stream goes on to it, and waits no
+    more, a block at a time."""
+    monkeypatch.setattr(hub_xet, "_PATIENCE", 4.0)
     hub.faults.add(Fault("status", "POST", "cdn", XORBS, status=500, times=None))
 
     def write() -> None:
@@ -67,9 +68,11 @@ def test_an_upload_that_failed_is_not_waited_for(
             writer.write(block(number))
         writer.finish()
 
+    begun = time.monotonic()
     with pytest.raises(DestinationError, match=r"a\.npy") as caught:
         write()
     assert caught.value.transient
+    assert time.monotonic() - begun < 10 * 4.0
 
 
 def test_who_aborts_is_not_waited_for(hub: DevHub, writer: Writer) -> None:
