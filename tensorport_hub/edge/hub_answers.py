@@ -76,7 +76,7 @@ def state_of(repo_id: str, answer: bytes) -> RepoState:
     is made of its entry as soon as that is parsed.
 
     Raises:
-        ValueError, LookupError, TypeError, RecursionError: it makes no sense.
+        ValueError, LookupError, TypeError, AttributeError, RecursionError: it makes no sense.
     """
     told = json.loads(answer, object_hook=_made)
     files = told.get("siblings") or []
