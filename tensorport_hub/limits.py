@@ -12,13 +12,15 @@ from tensorport_hub.core.plan import Plan
 from tensorport_hub.core.size import parse_size
 from tensorport_hub.edge.hub_xet import buffered
 from tensorport_hub.edge.hub_xet_ranges import RANGES_NBYTES
-from tensorport_hub.engine.budget import ENDING, ENDING_SPARING, Allotment, allot
+from tensorport_hub.engine.budget import ENDING, Allotment, allot
 from tensorport_hub.errors import LimitError, UseError
 from tensorport_hub.ports import SMALL_NBYTES
 
 _XET_STREAMS = 4
 """Open at a time at most. One more than there are processors, since one mostly waits for its end."""
 _SPOOL_NBYTES = 2 << 20
+_SPARING_NBYTES = 4 << 20
+"""Of small files that are finished at a time, where streams spare memory."""
 
 
 @dataclass(frozen=True)
@@ -68,20 +70,25 @@ class Limits:
         if not streams:
             writer = plan.files_at_once * _SPOOL_NBYTES
             return given(workers=self.workers, writer_nbytes=writer, beside_nbytes=beside)
-        session, writer = _buffered(plan, sparing=False)
+        session, writer = _buffered(plan, ENDING, sparing=False)
         workers = min(self.parts or _processors() + 1, max(_XET_STREAMS // plan.files_at_once, 1))
         with suppress(LimitError):
             return given(workers=workers, writer_nbytes=writer, beside_nbytes=beside + session)
-        session, writer = _buffered(plan, sparing=True)
-        sparing = given(workers=1, writer_nbytes=writer, beside_nbytes=beside + session)
-        return replace(sparing, sparing=True)
+        ending = max(1, min(ENDING, _SPARING_NBYTES // max(_largest_small(plan), 1)))
+        session, writer = _buffered(plan, ending, sparing=True)
+        least = given(workers=1, writer_nbytes=writer, beside_nbytes=beside + session)
+        return replace(least, sparing=True, ending=ending)
 
 
-def _buffered(plan: Plan, *, sparing: bool) -> tuple[int, int]:
+def _buffered(plan: Plan, ending: int, *, sparing: bool) -> tuple[int, int]:
     """What hf_xet buffers: all together, and for each part that is written."""
-    small = sum(file.size for file in plan.outputs if file.size <= SMALL_NBYTES)
-    ending = SMALL_NBYTES * (ENDING_SPARING if sparing else ENDING)
-    return buffered(plan.bytes_out, streams=plan.files_at_once, small=min(small, ending), sparing=sparing)
+    small = ending * _largest_small(plan)
+    return buffered(plan.bytes_out, streams=plan.files_at_once, small=small, sparing=sparing)
+
+
+def _largest_small(plan: Plan) -> int:
+    """Bytes of the largest file that is finished beside the workers."""
+    return max((file.size for file in plan.outputs if file.size <= SMALL_NBYTES), default=0)
 
 
 def _processors() -> int:

@@ -22,8 +22,8 @@ MiB = 1024 * 1024
 BASE = 110 * MiB
 """Interpreter, numpy, ml_dtypes, huggingface_hub and hf_xet."""
 
-ENDING, ENDING_SPARING = 32, 4
-"""Small files that are finished at a time, besides the workers' own."""
+ENDING = 32
+"""Small files that are finished at a time at most, besides the workers' own."""
 
 _SCRATCH = 8 * MiB
 _LARGEST_BLOCK = 8 * MiB
@@ -49,6 +49,7 @@ class Allotment:
             read.
         room: bytes that held parts may hold, all together.
         sparing: the sink's writers buffer the least that they can, which takes longer.
+        ending: small files that are finished at a time, besides the workers' own.
     """
 
     lanes: int
@@ -59,11 +60,7 @@ class Allotment:
     buffers: int
     room: int
     sparing: bool = False
-
-    @property
-    def ending(self) -> int:
-        """Small files that are finished at a time, besides the workers' own."""
-        return ENDING_SPARING if self.sparing else ENDING
+    ending: int = ENDING
 
 
 def allot(

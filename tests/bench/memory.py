@@ -27,7 +27,7 @@ ROWS = (
     ("plain 1", "512MB"),
     ("plain 14", "512MB"),
     ("gptq 5", "512MB"),
-    ("100000", "1GB"),
+    ("100000", "488MB"),
 )
 """Models, and the cap for each."""
 

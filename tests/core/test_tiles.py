@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tensorport_hub.core.decode.decoder import Decoder
 from tensorport_hub.core.decode.hqq import Hqq
-from tensorport_hub.core.demand import demand
+from tensorport_hub.core.demand import _NOTED, demand
 from tensorport_hub.core.layout import Part, Target
 from tensorport_hub.core.tiles import Tile, cut_tiles, fresh, group
 from tests.core.samples import Stored, plan_of, specs
@@ -135,5 +135,5 @@ def test_what_a_plan_itself_takes():
     gc.collect()
     taken, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    files = len(plan.outputs)
-    assert 0.5 * (demand(plan).noted - 1600 * files) < taken < demand(plan).noted - 1600 * files
+    reckoned = demand(plan).noted - _NOTED * len(plan.outputs)
+    assert 0.5 * reckoned < taken < reckoned

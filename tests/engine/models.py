@@ -25,7 +25,7 @@ from tensorport_hub.core.plan import Options, Plan
 from tensorport_hub.core.progress import Progress
 from tensorport_hub.core.recipe import recipes
 from tensorport_hub.engine import Outcome, run
-from tensorport_hub.engine.budget import Allotment
+from tensorport_hub.engine.budget import ENDING, Allotment
 from tensorport_hub.ports import Event, Sink, Source
 from tensorport_hub.survey import survey
 from tests.fakes import MemoryJournal
@@ -191,9 +191,10 @@ def allotment(
     keep: int = 1 << 20,
     depth: int = 2,
     room: int = 1 << 20,
+    ending: int = ENDING,
 ) -> Allotment:
     """Small blocks, so that a small checkpoint has many."""
-    return Allotment(lanes, workers, block, depth, keep, depth + 2, room)
+    return Allotment(lanes, workers, block, depth, keep, depth + 2, room, ending=ending)
 
 
 def run_plan(
