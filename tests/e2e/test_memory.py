@@ -138,9 +138,10 @@ def test_not_even_one_row_fits(tmp_path: Path) -> None:
     assert try_with(enough).bytes_in > try_with(4_000).bytes_in
 
 
-def test_by_xet_a_large_model_needs_little(hub: DevHub) -> None:
-    """14 GB: three streams under the usual cap, one that spares memory under 300 MB, and below that a
-    refusal that names what is enough; 1 MB less is not."""
+def test_by_xet_a_large_model_needs_little(hub: DevHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """14 GB: one stream more than processors under the usual cap, one that spares memory under 300 MB, and
+    below that a refusal that names what is enough; 1 MB less is not."""
+    monkeypatch.setattr("tensorport_hub.limits._processors", lambda: 2)
     layout, config = layouts.model("plain 14")
     hub.add_repo("st/model", layouts.repository(layout, config, digests=False))
 
@@ -148,7 +149,9 @@ def test_by_xet_a_large_model_needs_little(hub: DevHub) -> None:
         return plan("st/model", "me/mirror", max_memory=cap, transfer="xet").plan
 
     planned = try_with("300MB")
-    usual, least = (Limits.of(3, cap).allot(planned, streams=True, by_xet=False) for cap in ("1GB", "300MB"))
+    usual, least = (
+        Limits.of(None, cap).allot(planned, streams=True, by_xet=False) for cap in ("1GB", "300MB")
+    )
     assert (usual.workers, usual.sparing) == (3, False)
     assert (least.workers, least.sparing) == (1, True)
     with pytest.raises(LimitError) as caught:
