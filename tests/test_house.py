@@ -66,6 +66,7 @@ IN_EDGE = {
     "edge.staging": 0,
     "edge.pace": 0,
     "edge.hub_answers": 0,
+    "edge.hub_errors": 0.5,
     "edge.hub_client": 1,
     "edge.xet": 2,
     "edge.hub_xet": 2.5,
@@ -272,7 +273,7 @@ def test_core_does_no_io(module):
 DOORS = {
     "git": {"edge.git"},
     "distributed": {"cluster.dask", "cluster.worker", "cluster.run"},
-    "huggingface_hub": {"edge.hub_client", "demo"},  # the demo reads back as a user would
+    "huggingface_hub": {"edge.hub_client", "edge.hub_errors", "demo"},  # the demo reads back as a user would
     "hf_xet": {"edge.xet"},
     "jax": {module for module in MODULES if room(module) == "jax"},
 }

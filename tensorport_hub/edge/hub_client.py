@@ -1,7 +1,7 @@
 """The Hub's own client, adapted: the only module that knows what is private in huggingface_hub.
 
-It turns the client's exceptions into ours, finds endpoint and token as every Hub tool does (but at the time
-of the call, not of the import), and makes commits from content that is already uploaded. Nothing here
+It finds endpoint and token as every Hub tool does (but at the time of the call, not of the import), makes
+commits from content that is already uploaded, and has errors of ours raised (`hub_errors`). Nothing here
 retries by itself; see `retry`.
 
 Facts are those of huggingface_hub 2.x: an LFS entry of a commit is path, sha256 and size, and
@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -28,14 +27,7 @@ from huggingface_hub import (
     try_to_load_from_cache,
 )
 from huggingface_hub._commit_api import _fetch_upload_modes
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    OIDCError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub.errors import HfHubHTTPError, OIDCError
 from huggingface_hub.lfs import UploadInfo, post_lfs_batch_info
 from huggingface_hub.utils._headers import build_hf_headers
 from huggingface_hub.utils._http import fix_hf_endpoint_in_url, get_session, hf_raise_for_status
@@ -43,13 +35,16 @@ from huggingface_hub.utils._validators import validate_repo_id
 
 from tensorport_hub import __version__
 from tensorport_hub.core.tensor import shorten
-from tensorport_hub.edge.http import Refusal, failure
+from tensorport_hub.edge.http import Refusal
 from tensorport_hub.edge.hub_answers import LfsUpload, RepoState, may_create, state_of, upload_of
+from tensorport_hub.edge.hub_errors import Absent, translated
 from tensorport_hub.edge.pace import pace_of
-from tensorport_hub.errors import DestinationError, SourceError, TensorportError, UseError
+from tensorport_hub.errors import DestinationError, SourceError, UseError
 from tensorport_hub.ports import Receipt
 
 T = TypeVar("T")
+_SILENCE = httpx2.Timeout(120.0, connect=30.0)
+"""Seconds until a silent Hub is given up: by itself the client waits for an answer without end."""
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 """What may stand in a header: libraries print a header that they refuse."""
 
@@ -118,7 +113,7 @@ class HubClient:
         """The repository's state on `main`, or None where there is none that this token may see."""
         try:
             return self.repo_state(repo_id, None, DestinationError)
-        except _Absent:
+        except Absent:
             return None
 
     def read_file(self, repo_id: str, path: str, commit: str) -> bytes:
@@ -141,7 +136,7 @@ class HubClient:
         """A file of a snapshot in the Hugging Face cache, where any tool downloaded it; never a request."""
         home = os.environ.get("HF_HOME")
         folder = os.environ.get("HF_HUB_CACHE") or (home and os.path.join(home, "hub"))
-        with _translated(f"repository `{repo_id}`", SourceError):
+        with translated(f"repository `{repo_id}`", SourceError):
             found = try_to_load_from_cache(
                 repo_id, path, cache_dir=folder or constants.HF_HUB_CACHE, revision=revision
             )
@@ -260,7 +255,8 @@ class HubClient:
     ) -> T:
         """A call of the client's public interface; its exceptions become ours."""
         self.admit(window, what, refusal)
-        with _translated(what, refusal):
+        with translated(what, refusal):
+            _bound_waits()
             try:
                 return call(self._api)
             except HfHubHTTPError as error:
@@ -273,14 +269,26 @@ class HubClient:
         self.pace.asked(window)
 
 
+def _bound_waits() -> None:
+    """Let the client that all calls share wait for so long and no longer, where nobody gave it a limit.
+
+    It is looked at before each call, since huggingface_hub makes a new one after some failures.
+    """
+    session = get_session()
+    if session.timeout == httpx2.Timeout(None):
+        session.timeout = _SILENCE
+
+
 def _found_token() -> str | None:
     """The token that every Hub tool finds; for a trusted publisher (`HF_OIDC_RESOURCE`), one made now.
 
     Raises:
         DestinationError: the Hub trusts this job for nothing, or there is no job.
     """
+    if os.environ.get("HF_OIDC_RESOURCE"):
+        _bound_waits()
     try:
-        with _translated("the token of a trusted publisher", DestinationError):
+        with translated("the token of a trusted publisher", DestinationError):
             return get_token()
     except (OIDCError, DestinationError) as error:
         raise DestinationError(
@@ -289,49 +297,9 @@ def _found_token() -> str | None:
         ) from None
 
 
-class _Absent(DestinationError):
-    """A destination repository that is not there."""
-
-
-class Forbidden(DestinationError):
-    """This account may not do that."""
-
-
 def _hold(seconds: float, said: str, refusal: Refusal) -> None:
     if seconds:
         raise refusal(said, transient=True, retry_after=seconds)
-
-
-@contextmanager
-def _translated(what: str, refusal: Refusal) -> Iterator[None]:
-    """The client's exceptions as ours."""
-    try:
-        yield
-    except TensorportError:
-        raise
-    except HFValidationError as error:
-        raise UseError(f"{what} has an invalid name: {error}") from None
-    except HfHubHTTPError as error:
-        raise _refused(error, what, refusal) from None
-    except (httpx2.HTTPError, ConnectionError, TimeoutError) as error:
-        raise refusal(f"{what} can't be reached: {type(error).__name__}: {error}", transient=True) from None
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        said = shorten(f"{type(error).__name__}: {error}")
-        raise refusal(f"{what} was answered in a way that makes no sense: {said}") from None
-
-
-def _refused(error: HfHubHTTPError, what: str, refusal: Refusal) -> TensorportError:
-    response = error.response
-    made = failure(response.status_code, response.headers, what, refusal)
-    if isinstance(error, RevisionNotFoundError):
-        made.hint = "the revision must be a branch, a tag or a commit of the repository"
-    elif isinstance(error, RepositoryNotFoundError) and not isinstance(error, GatedRepoError):
-        made.hint = "check the name; a private repository needs a token that may read it"
-        if refusal is DestinationError:
-            return _Absent(made.message, hint=made.hint)
-    if response.status_code == 403 and refusal is DestinationError:
-        return Forbidden(made.message, hint=made.hint)
-    return made
 
 
 def _upload_info(receipt: Receipt) -> UploadInfo:

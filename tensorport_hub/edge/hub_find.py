@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from tensorport_hub.edge.hub_client import Forbidden
+from tensorport_hub.edge.hub_errors import Forbidden
 from tensorport_hub.edge.hub_pulls import PullRequest, PullRequests
 from tensorport_hub.edge.hub_ref import HubRef, moved
 from tensorport_hub.edge.hub_work import Request, Work

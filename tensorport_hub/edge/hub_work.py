@@ -20,7 +20,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from tensorport_hub.core.plan import dumps
-from tensorport_hub.edge.hub_client import Forbidden
+from tensorport_hub.edge.hub_errors import Forbidden
 from tensorport_hub.edge.hub_pulls import PullRequests
 from tensorport_hub.edge.hub_ref import KEPT, Content, HubRef, moved, uploaded_content
 from tensorport_hub.edge.pace import CHECKPOINTS_AN_HOUR
