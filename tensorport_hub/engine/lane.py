@@ -12,9 +12,10 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 
@@ -23,44 +24,56 @@ from tensorport_hub.core.layout import Part
 from tensorport_hub.core.ranges import Range, holes
 from tensorport_hub.core.strips import Strip, contiguous, cut, gather, within
 from tensorport_hub.core.walk import Block, Companion, Piece, Walk
-from tensorport_hub.engine.blocks import BlockPool, SharedBlock, StopFlag, Stopped
-from tensorport_hub.engine.budget import Allotment
+from tensorport_hub.engine.blocks import BlockPool, SharedBlock
 from tensorport_hub.engine.feed import PartRun
 from tensorport_hub.engine.reader import Reader
 from tensorport_hub.engine.witness import Witness
 from tensorport_hub.errors import VerificationError
-from tensorport_hub.ports import BytesRead, FileVerified, Report, Source
+from tensorport_hub.ports import FileVerified, Report
 
-Make = Callable[[Sequence[Part], bool], list[PartRun]]
-"""Makes parts that are fed together, or by nobody, once there is room for them."""
 
-Start = Callable[[PartRun], None]
-"""Gives a part to a worker."""
+class Workers(Protocol):
+    """Those who write the parts that lanes feed."""
 
-Wait = Callable[[], None]
-"""Waits until the workers have taken most of what they were given."""
+    def make(self, parts: Sequence[Part], *, pulls: bool) -> list[PartRun]:
+        """Make parts that are fed together, or (`pulls`) by nobody, once there is room for all of them.
+
+        Raises:
+            Stopped: the run stopped meanwhile.
+        """
+
+    def give(self, run: PartRun) -> None:
+        """Have a part written."""
+
+    def wait_for_takers(self) -> None:
+        """Wait until most parts that were given are taken.
+
+        Raises:
+            Stopped: the run stopped meanwhile.
+        """
 
 
 class Lane:
-    """One walk of one source file."""
+    """One walk of one source file.
+
+    Args:
+        pool: of the blocks that are read.
+        depth: fetches in flight.
+    """
 
     def __init__(
         self,
         walk: Walk,
-        source: Source,
         reader: Reader,
-        make: Make,
-        start: Start,
-        wait: Wait,
+        workers: Workers,
         witness: Witness,
         pool: BlockPool,
-        allotment: Allotment,
-        stop: StopFlag,
         report: Report,
+        *,
+        depth: int,
     ) -> None:
-        self._walk, self._source, self._reader, self._make, self._start = walk, source, reader, make, start
-        self._wait, self._witness, self._pool = wait, witness, pool
-        self._allotment, self._stop, self._report = allotment, stop, report
+        self._walk, self._reader, self._workers, self._witness = walk, reader, workers, witness
+        self._pool, self._depth, self._report = pool, depth, report
         self._together = {part.index: parts for parts in walk.together for part in parts}
         self._unfed = deque(walk.unfed)
         self._runs: dict[int, PartRun] = {}
@@ -81,7 +94,7 @@ class Lane:
             Stopped: the run stopped.
         """
         try:
-            with ThreadPoolExecutor(self._allotment.depth, thread_name_prefix="fetch") as fetcher:
+            with ThreadPoolExecutor(self._depth, thread_name_prefix="fetch") as fetcher:
                 self._walk_blocks(fetcher)
         finally:
             for run in self._runs.values():
@@ -93,8 +106,8 @@ class Lane:
         """Start the parts that nothing feeds and that stand before part `index` of the plan; None: all."""
         while self._unfed and (index is None or self._unfed[0].index < index):
             self._wait_for_takers()
-            for run in self._make((self._unfed.popleft(),), True):
-                self._start(run)
+            for run in self._workers.make((self._unfed.popleft(),), pulls=True):
+                self._workers.give(run)
 
     def _walk_blocks(self, fetcher: ThreadPoolExecutor) -> None:
         under_way: deque[tuple[Block, SharedBlock, Future[None], dict[Companion, Future[Bytes]]]] = deque()
@@ -103,7 +116,7 @@ class Lane:
                 shared = self._pool.take(block.stop - block.start)
                 companions = self._request(block, fetcher)
                 under_way.append((block, shared, fetcher.submit(self._fetch, block, shared.data), companions))
-                if len(under_way) > self._allotment.depth:
+                if len(under_way) > self._depth:
                     self._consume(*under_way.popleft())
             while under_way:
                 self._consume(*under_way.popleft())
@@ -130,11 +143,7 @@ class Lane:
             first, last = max(start, block.start), min(stop, block.stop)
             into[first - block.start : last - block.start] = future.result()[first - start : last - start]
         for start, stop in holes([r for r, _ in known], block.start, block.stop):
-            if self._stop:
-                raise Stopped
-            view = into[start - block.start : stop - block.start].data
-            self._source.read_into(self._walk.file.path, start, view)
-            self._report(BytesRead(self._walk.file.path, stop - start))
+            self._reader.fill(into[start - block.start : stop - block.start], self._walk.file.path, start)
 
     def _consume(
         self,
@@ -153,7 +162,7 @@ class Lane:
                 run = self._run_of(piece)
                 bring = partial(self._bring, piece, block, shared.data, requested)
                 if run.feed(piece, bring, shared):
-                    self._start(run)
+                    self._workers.give(run)
                 if run.is_fed:
                     del self._runs[piece.part.index]
         finally:
@@ -165,14 +174,14 @@ class Lane:
         if part.index not in self._runs:
             self._wait_for_takers()
             self._give_before(part.index)
-            for run in self._make(self._together.get(part.index, (part,)), False):
+            for run in self._workers.make(self._together.get(part.index, (part,)), pulls=False):
                 self._runs[run.part.index] = run
         return self._runs[part.index]
 
     def _wait_for_takers(self) -> None:
         """Let the workers catch up, but never while one of them may wait for the rest of a part."""
         if not self._runs:
-            self._wait()
+            self._workers.wait_for_takers()
 
     def _hash(self, data: Bytes) -> None:
         self._sha256.update(data.data)

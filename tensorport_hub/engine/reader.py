@@ -20,6 +20,18 @@ class Reader:
         self._source, self._witness, self._stop, self._report = source, witness, stop, report
         self.block = block
 
+    def fill(self, into: Bytes, file: str, start: int) -> None:
+        """Fill a buffer with the file's bytes from `start`.
+
+        Raises:
+            SourceError: the source failed for good.
+            Stopped: the run stopped.
+        """
+        if self._stop:
+            raise Stopped
+        self._source.read_into(file, start, into.data)
+        self._report(BytesRead(file, into.size))
+
     def range(self, file: str, start: int, stop: int) -> Bytes:
         """A range in a buffer of its own; who asks must see to it that it is what a walk hashes."""
         return self._read(file, contiguous(start, stop))
@@ -44,11 +56,8 @@ class Reader:
         passing = np.empty(min(self.block, wanted.asked) if gaps else 0, np.uint8)
         at = 0
         for start, stop in wanted.reads(self.block):
-            if self._stop:
-                raise Stopped
             target = passing[: stop - start] if gaps else into[at : at + stop - start]
-            self._source.read_into(file, start, target.data)
-            self._report(BytesRead(file, stop - start))
+            self.fill(target, file, start)
             if gaps:
                 gather(wanted, into, target, start)
             at += stop - start

@@ -134,6 +134,8 @@ def _wait_for(future: Future[None]) -> None:
 
 
 class _Run:
+    """Lanes, and the `Workers` that write what they feed."""
+
     def __init__(
         self,
         work: Work,
@@ -145,7 +147,7 @@ class _Run:
         report: Report,
     ) -> None:
         plan, left = work.plan, work.left
-        self._plan, self._source, self._allotment, self._report = plan, source, work.allotment, report
+        self._plan, self._allotment, self._report = plan, work.allotment, report
         self._enter, self._files = enter, work.files
         self._witness, self._stop = witness, stop
         self._schedule = work.schedule
@@ -201,19 +203,7 @@ class _Run:
             return
         walk = self._schedule.walk(file)
         pool = self._pools.get()
-        lane = Lane(
-            walk,
-            self._source,
-            self._reader,
-            self._make,
-            self._give,
-            self._writer.wait_for_takers,
-            self._witness,
-            pool,
-            self._allotment,
-            self._stop,
-            self._report,
-        )
+        lane = Lane(walk, self._reader, self, self._witness, pool, self._report, depth=self._allotment.depth)
         try:
             sha256 = lane.run()
             if sha256 is not None:
@@ -229,13 +219,12 @@ class _Run:
         if isinstance(error, VerificationError):
             self._enter(Doubted(tuple(sorted(made))))
 
-    def _make(self, parts: Sequence[Part], pulls: bool) -> list[PartRun]:
-        """Parts that are fed together, or (`pulls`) by nobody, once there is room for all of them."""
-        runs = [self._run_of(part, pulls) for part in parts]
+    def make(self, parts: Sequence[Part], *, pulls: bool) -> list[PartRun]:
+        runs = [self._run_of(part, pulls=pulls) for part in parts]
         self._room.take(sum(run.holds for run in runs))
         return runs
 
-    def _run_of(self, part: Part, pulls: bool) -> PartRun:
+    def _run_of(self, part: Part, *, pulls: bool) -> PartRun:
         decoder = self._plan.recipes[part.recipe].decoder
         if isinstance(decoder, Stacked):
             holds = max(
@@ -262,9 +251,12 @@ class _Run:
             return Tiled(alone, decoder, self._tiles(member), self._witness, self._stop, pulls=True)
         return Streamed(alone, decoder, self._witness, pulls=True)
 
-    def _give(self, run: PartRun) -> None:
+    def give(self, run: PartRun) -> None:
         self._writer.give(run)
         self._note(self._workers.submit(self._write))
+
+    def wait_for_takers(self) -> None:
+        self._writer.wait_for_takers()
 
     def _note(self, future: Future[None]) -> None:
         self._writing.add(future)
