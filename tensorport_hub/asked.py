@@ -113,16 +113,16 @@ def publication(given: Mapping[str, Any], chosen: Options) -> Publication:
     check_texts(given, "branch", "author", "commit_message")
     max_disk, branch = given["max_disk"], given["branch"]
     return Publication(
-        given["private"],
-        given["i_have_rights"],
-        given["transfer"],
-        given.get("commit_message"),
-        given["create_pr"],
-        None if branch is None else branch_name(branch),
-        given.get("restart", False),
-        parse_size(given["checkpoint_every"]),
-        (1 + len(chosen.formats)) * chosen.shard_size if max_disk is None else parse_size(max_disk),
-        given["author"],
+        private=given["private"],
+        i_have_rights=given["i_have_rights"],
+        transfer=given["transfer"],
+        message=given.get("commit_message"),
+        create_pr=given["create_pr"],
+        branch=None if branch is None else branch_name(branch),
+        restart=given.get("restart", False),
+        checkpoint_every=parse_size(given["checkpoint_every"]),
+        max_disk=(1 + len(chosen.formats)) * chosen.shard_size if max_disk is None else parse_size(max_disk),
+        author=given["author"],
     )
 
 

@@ -285,16 +285,16 @@ class Audit:
         """What was looked at, and everything that is wrong."""
         plan = self.mirror.plan
         return Verification(
-            self.name,
-            self._there.commit or None,
-            plan.repo,
-            plan.commit,
-            tuple(depth),
-            len(self.mirror.files),
-            sum(entry.size for entry in self.mirror.files.values()),
-            len(plan.recipes),
-            again,
-            tuple(faults),
+            destination=self.name,
+            commit=self._there.commit or None,
+            source=plan.repo,
+            revision=plan.commit,
+            depth=tuple(depth),
+            files=len(self.mirror.files),
+            nbytes=sum(entry.size for entry in self.mirror.files.values()),
+            tensors=len(plan.recipes),
+            again=again,
+            faults=tuple(faults),
         )
 
     def __enter__(self) -> Self:

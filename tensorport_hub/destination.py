@@ -24,7 +24,7 @@ from tensorport_hub.ports import Journal, Published, Sink
 _AUTHOR = re.compile(r"[^<>\x00-\x1f]*[^<>\s] <[^<>\x00-\x20]+>")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Publication:
     """How the result is published, and what becomes of an interrupted run's leavings.
 
@@ -176,7 +176,7 @@ class FolderDestination:
         try:
             data = None if sink.anew else self._manifest()
             if data is not None:  # a run that held the lock may have ended since the plan
-                refuse_other(plan, data, self.name, lambda: False)
+                refuse_other(plan, data, self.name)
         except BaseException:
             sink.close()
             raise
@@ -198,23 +198,24 @@ class FolderDestination:
         return found.read_bytes()
 
 
-def refuse_other(plan: Plan, data: bytes, name: str, is_anew: Callable[[], bool]) -> None:
+def refuse_other(plan: Plan, data: bytes, name: str, is_anew: Callable[[], bool] | None = None) -> None:
     """Refuse to replace the mirror of another source; of two folders nothing tells whether they differ.
 
     Args:
         data: the manifest that stands at the destination `name`.
-        is_anew: whether a run of `--restart` is continued, which may replace it.
+        is_anew: says whether a run of `--restart` is continued, which may replace it.
 
     Raises:
         DestinationError: one of the two was made of another repository, or one of a folder.
     """
     there, mine = manifest.source_repo(data), plan.repo or ""
-    if there is not None and there.lower() != mine.lower() and not is_anew():
-        told = [f"`{shorten(repo)}`" if repo else "a local folder" for repo in (there, mine)]
-        raise DestinationError(
-            f"`{name}` holds the mirror of {told[0]}, not of {told[1]}",
-            hint="choose another destination, or `--restart` to replace it",
-        )
+    if there is None or there.lower() == mine.lower() or (is_anew is not None and is_anew()):
+        return
+    told = [f"`{shorten(repo)}`" if repo else "a local folder" for repo in (there, mine)]
+    raise DestinationError(
+        f"`{name}` holds the mirror of {told[0]}, not of {told[1]}",
+        hint="choose another destination, or `--restart` to replace it",
+    )
 
 
 def readable(data: bytes) -> Mirror | None:

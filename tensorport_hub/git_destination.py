@@ -18,9 +18,8 @@ from tensorport_hub.edge.git_lfs import GitObjects
 from tensorport_hub.edge.git_remote import HEADS, GitRemote, Tree, Update
 from tensorport_hub.edge.git_sink import ATTRIBUTES, GitSink, attributes
 from tensorport_hub.edge.git_work import GitWork, work_ref
-from tensorport_hub.edge.hub_journal import HubJournal
-from tensorport_hub.edge.hub_work import COMMIT_FILES
 from tensorport_hub.edge.journal import Unkept
+from tensorport_hub.edge.ref_journal import RefJournal, checkpoints_of
 from tensorport_hub.errors import DestinationError, LimitError, UseError
 from tensorport_hub.ports import Published, Receipt, Report, Warned
 
@@ -147,10 +146,7 @@ class GitDestination:
 
     def checkpoints(self, plan: Plan) -> int | None:
         left = [file.size for file in plan.outputs if file.index not in self.inherited.made]
-        every = self._publication.checkpoint_every
-        if len(left) <= COMMIT_FILES and sum(left) < every:
-            return None
-        return max(sum(left) // every, len(left) // COMMIT_FILES)
+        return checkpoints_of(sum(left), len(left), every=self._publication.checkpoint_every)
 
     def standing(self, plan: Plan, key: str) -> tuple[Mirror, Published] | None:
         if self._tip is None or not self._manifest:
@@ -184,9 +180,9 @@ class GitDestination:
         standing = frozenset(self._there.files.values())
         inherited = _receipts(Progress() if anew else self.inherited, paths)
         named = [r for r in inherited if pointer_oid(r.sha256, r.size) in standing]
-        journal: HubJournal | Unkept = Unkept()
+        journal: RefJournal | Unkept = Unkept()
         if work is not None:
-            journal = HubJournal(work, outputs=paths, every=publication.checkpoint_every, report=self._report)
+            journal = RefJournal(work, outputs=paths, every=publication.checkpoint_every, report=self._report)
             named += work.named(_receipts(journal.progress, paths))
         lost = frozenset(self._objects.missing(named))
         sink = GitSink(

@@ -16,12 +16,12 @@ from tensorport_hub.destination import Opened, Publication, readable, refuse_oth
 from tensorport_hub.edge.hub_answers import RepoState
 from tensorport_hub.edge.hub_client import HubClient
 from tensorport_hub.edge.hub_find import open_work
-from tensorport_hub.edge.hub_journal import HubJournal
 from tensorport_hub.edge.hub_ref import KEPT, HubRef
 from tensorport_hub.edge.hub_sink import HubSink
 from tensorport_hub.edge.hub_store import HubStore
-from tensorport_hub.edge.hub_work import COMMIT_FILES, FOLDER, Request
+from tensorport_hub.edge.hub_work import FOLDER, Request
 from tensorport_hub.edge.journal import Unkept
+from tensorport_hub.edge.ref_journal import RefJournal, checkpoints_of
 from tensorport_hub.edge.retry import retried
 from tensorport_hub.errors import DestinationError, LimitError, gather
 from tensorport_hub.ports import Published, Report, Warned
@@ -178,7 +178,7 @@ class HubDestination:
 
     def checkpoints(self, plan: Plan) -> int | None:
         there = {f.path: (f.size, f.sha256) for f in self._there.files} if self._there is not None else {}
-        kept, every = self.inherited.made, self._publication.checkpoint_every
+        kept = self.inherited.made
         unchanged = {
             file.path
             for file in plan.outputs
@@ -186,9 +186,7 @@ class HubDestination:
         }
         nbytes = sum(file.size for file in plan.outputs if file.index not in kept)
         files = len((there.keys() | set(self._paths)) - unchanged)
-        if files <= COMMIT_FILES and nbytes < every:
-            return None
-        return max(nbytes // every, files // COMMIT_FILES)
+        return checkpoints_of(nbytes, files, every=self._publication.checkpoint_every)
 
     def standing(self, plan: Plan, key: str) -> tuple[Mirror, Published] | None:
         state = self._there
@@ -238,11 +236,11 @@ class HubDestination:
             )
             undo.callback(store.close)
             self.streams = store.streams
-            journal: HubJournal | Unkept = Unkept()
+            journal: RefJournal | Unkept = Unkept()
             if work is not None and not work.is_complete:
                 work.claim()
                 paths = {file.index: file.path for file in plan.outputs}
-                journal = HubJournal(work, outputs=paths, every=publication.checkpoint_every, report=report)
+                journal = RefJournal(work, outputs=paths, every=publication.checkpoint_every, report=report)
             sink = HubSink(
                 self._client,
                 target,

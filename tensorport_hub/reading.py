@@ -183,27 +183,27 @@ class Reading:
     def inspection(self) -> Inspection:
         tensors = tuple(
             TensorInfo(
-                recipe.name,
-                recipe.decoder.scheme,
-                recipe.decoder.inputs[0].dtype.name,
-                recipe.dtype.name,
-                recipe.shape,
-                recipe.parameters,
-                sum(tensor.nbytes for tensor in recipe.decoder.inputs),
-                self.plan.nbytes_of[i],
+                name=recipe.name,
+                scheme=recipe.decoder.scheme,
+                stored_dtype=recipe.decoder.inputs[0].dtype.name,
+                dtype=recipe.dtype.name,
+                shape=recipe.shape,
+                parameters=recipe.parameters,
+                stored_nbytes=sum(tensor.nbytes for tensor in recipe.decoder.inputs),
+                nbytes=self.plan.nbytes_of[i],
             )
             for i, recipe in enumerate(self.plan.recipes)
         )
         return Inspection(
-            self.name,
-            self.plan.commit,
-            len(self.plan.files),
-            sum(file.size for file in self.plan.files),
-            self.plan.parameters,
-            dict(Counter(tensor.scheme for tensor in tensors)),
-            tensors,
-            self.plan.skipped,
-            tuple(self.meter.warnings),
+            source=self.name,
+            revision=self.plan.commit,
+            files=len(self.plan.files),
+            nbytes=sum(file.size for file in self.plan.files),
+            parameters=self.plan.parameters,
+            schemes=dict(Counter(tensor.scheme for tensor in tensors)),
+            tensors=tensors,
+            skipped=self.plan.skipped,
+            warnings=tuple(self.meter.warnings),
         )
 
     def __enter__(self) -> Self:

@@ -14,7 +14,7 @@ from tensorport_hub.core.proof import Fault
 from tensorport_hub.errors import TensorportError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Stats:
     """What a run cost.
 
@@ -50,7 +50,7 @@ class Stats:
     worker_memory: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MirrorResult:
     """What a mirror run published.
 
@@ -113,7 +113,7 @@ class MirrorsResult:
         return self.exit_code == 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PlanResult:
     """What a mirror run would do.
 
@@ -162,7 +162,7 @@ class Again:
     nbytes: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Verification:
     """What was proven of a mirror, and what is wrong with it.
 
@@ -193,7 +193,7 @@ class Verification:
         return not self.faults
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TensorInfo:
     """A tensor as the mirror would hold it.
 
@@ -217,7 +217,7 @@ class TensorInfo:
     nbytes: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Inspection:
     """What a source holds, from headers and facts alone.
 

@@ -11,8 +11,8 @@ from tensorport_hub.core.digest import blob_oid
 from tensorport_hub.edge.git_lfs import GitObjects
 from tensorport_hub.edge.git_remote import GitRemote, Moved, Tree, Update
 from tensorport_hub.edge.git_work import GitWork, overtaken, stored
-from tensorport_hub.edge.hub_journal import HubJournal
 from tensorport_hub.edge.journal import Unkept
+from tensorport_hub.edge.ref_journal import RefJournal
 from tensorport_hub.errors import DestinationError, TensorportError
 from tensorport_hub.ports import Published, Receipt, Warned, Writer
 
@@ -39,7 +39,7 @@ class GitSink:
         base: Tree,
         target: Update,
         work: GitWork | None,
-        journal: HubJournal | Unkept,
+        journal: RefJournal | Unkept,
         *,
         held: Iterable[Receipt],
         message: str,
@@ -80,7 +80,7 @@ class GitSink:
         if changed or gone or commit is None:
             commit = self._remote.commit(base, changed, gone, message=self._message, author=self._author)
         self._publish(commit)
-        if isinstance(self.journal, HubJournal):
+        if isinstance(self.journal, RefJournal):
             self.journal.end()
         return Published(self._remote.name, commit, None, commit != self._target.old)
 

@@ -15,11 +15,11 @@ from functools import partial
 from tensorport_hub.core import manifest
 from tensorport_hub.core.digest import SourceFile
 from tensorport_hub.edge.hub_client import HubClient
-from tensorport_hub.edge.hub_journal import HubJournal
 from tensorport_hub.edge.hub_ref import HubRef, uploaded_content
 from tensorport_hub.edge.hub_store import HubStore
 from tensorport_hub.edge.hub_work import Work
 from tensorport_hub.edge.journal import Unkept
+from tensorport_hub.edge.ref_journal import RefJournal
 from tensorport_hub.edge.retry import retried
 from tensorport_hub.errors import TensorportError
 from tensorport_hub.ports import Published, Receipt, Report, Writer
@@ -43,7 +43,7 @@ class HubSink:
         work: Work | None,
         *,
         store: HubStore,
-        journal: HubJournal | Unkept,
+        journal: RefJournal | Unkept,
         message: str,
         offer: bool,
         begun: bool,
@@ -73,10 +73,10 @@ class HubSink:
         if self._work is None:
             changed = target.replace(uploaded=uploaded, small=self._small, message=self._message)
             return Published(target.repo_id, target.commit, target.page, changed or self._begun)
-        if isinstance(self.journal, HubJournal):
+        if isinstance(self.journal, RefJournal):
             self.journal.flush()
         self._work.complete(uploaded, self._small)
-        if isinstance(self.journal, HubJournal):
+        if isinstance(self.journal, RefJournal):
             self.journal.end()
         return self.publish()
 

@@ -24,12 +24,10 @@ from tensorport_hub.edge.hub_errors import Forbidden
 from tensorport_hub.edge.hub_pulls import PullRequests
 from tensorport_hub.edge.hub_ref import KEPT, Content, HubRef, moved, uploaded_content
 from tensorport_hub.edge.pace import CHECKPOINTS_AN_HOUR
-from tensorport_hub.edge.retry import ATTEMPTS, pause
-from tensorport_hub.errors import DestinationError, TensorportError
+from tensorport_hub.edge.ref_journal import COMMIT_FILES
+from tensorport_hub.edge.retry import retried
+from tensorport_hub.errors import DestinationError
 from tensorport_hub.ports import Receipt, Warned
-
-COMMIT_FILES = 1000
-"""Files that one commit to the Hub holds: it must end within 60 seconds."""
 
 FOLDER = ".tensorport/"
 _RUN = FOLDER + "run.json"
@@ -217,17 +215,12 @@ class Work:
         if self._pulls is not None and self.num is not None:
             self._pulls.set_status(self.num, "closed", comment)
             return
-        for failures in range(1, ATTEMPTS + 1):
-            try:
-                ref.client.call(
-                    lambda api: api.delete_branch(ref.repo_id, branch=ref.revision),
-                    f"branch `{ref.revision}`",
-                )
-                return
-            except TensorportError as error:
-                if not error.transient or failures == ATTEMPTS:
-                    raise
-                pause(error, failures, ref.report)
+        retried(
+            lambda: ref.client.call(
+                lambda api: api.delete_branch(ref.repo_id, branch=ref.revision), f"branch `{ref.revision}`"
+            ),
+            ref.report,
+        )
 
 
 def _ours(files: Mapping[str, Content]) -> dict[str, Content]:

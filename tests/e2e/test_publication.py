@@ -15,8 +15,8 @@ from tensorport_hub import convert, mirror
 from tensorport_hub.core.digest import pointer_oid
 from tensorport_hub.devhub import DevHub, Fault, gitattributes
 from tensorport_hub.edge import retry
-from tensorport_hub.edge.hub_journal import HubJournal
 from tensorport_hub.edge.hub_pulls import PullRequests
+from tensorport_hub.edge.ref_journal import RefJournal
 from tensorport_hub.engine import part
 from tensorport_hub.errors import DestinationError, SourceError
 from tensorport_hub.ports import Event, Planned, Saved
@@ -78,7 +78,7 @@ class TestStoppedAtTheEnd:
         """The same where the source is a folder, whose state is known by its headers and times."""
         with monkeypatch.context() as patched:
             patched.setattr(PullRequests, "merge", _interrupt)
-            patched.setattr(HubJournal, "save", lambda journal: None)  # as by SIGKILL
+            patched.setattr(RefJournal, "save", lambda journal: None)  # as by SIGKILL
             with pytest.raises(KeyboardInterrupt):
                 mirror(folder, TARGET, transfer="lfs", checkpoint_every=EVERY)
         assert mirror(folder, TARGET, transfer="lfs", checkpoint_every=EVERY).stats.bytes_written == 0

@@ -13,15 +13,15 @@ import pytest
 
 from tensorport_hub.core.progress import MadeFile, ReadFile
 from tensorport_hub.devhub import DevHub, Fault
-from tensorport_hub.edge import hub_journal, hub_work, pace, retry
+from tensorport_hub.edge import hub_work, pace, ref_journal, retry
 from tensorport_hub.edge.http import Http
 from tensorport_hub.edge.hub_client import HubClient
 from tensorport_hub.edge.hub_find import open_work
-from tensorport_hub.edge.hub_journal import HubJournal
 from tensorport_hub.edge.hub_lfs import LfsSession
 from tensorport_hub.edge.hub_ref import HubRef
 from tensorport_hub.edge.hub_work import Request
 from tensorport_hub.edge.journal import JournalFile
+from tensorport_hub.edge.ref_journal import RefJournal
 from tensorport_hub.errors import DestinationError
 from tensorport_hub.ports import Event, Saved
 from tests.contracts.journal import JournalContract, JournalOf
@@ -114,7 +114,7 @@ class TestJournalFile(JournalContract):
         assert open_file(path).progress.made == {1: self.made(1)}
 
 
-class TestHubJournal(JournalContract):
+class TestRefJournal(JournalContract):
     """By commits on a pull request."""
 
     @pytest.fixture(autouse=True)
@@ -137,7 +137,7 @@ class TestHubJournal(JournalContract):
         receipt = writer.finish()
         return MadeFile(index, receipt.size, receipt.sha256, ((overflow, 2 * overflow),) if overflow else ())
 
-    def open(self, *, every: int = 1 << 40) -> HubJournal:
+    def open(self, *, every: int = 1 << 40) -> RefJournal:
         """The journal of the next run."""
         target = HubRef.of(self.client, "me/mirror", "main", self.events.append)
         request = Request(HUB_KEY, "Mirror", "me", None, offer=False, anew=False)
@@ -145,7 +145,7 @@ class TestHubJournal(JournalContract):
         assert work is not None
         work.claim()
         paths = {index: f"{index}.npy" for index in range(10)}
-        return HubJournal(work, outputs=paths, every=every, report=self.events.append)
+        return RefJournal(work, outputs=paths, every=every, report=self.events.append)
 
     @pytest.fixture
     def journal_of(self) -> JournalOf:
@@ -168,7 +168,7 @@ class TestHubJournal(JournalContract):
 
     def test_a_checkpoint_by_files(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A commit holds so many files at most."""
-        monkeypatch.setattr(hub_journal, "COMMIT_FILES", 3)
+        monkeypatch.setattr(ref_journal, "COMMIT_FILES", 3)
         journal = self.open()
         for index in range(7):
             journal.add(self.made(index))
@@ -181,7 +181,7 @@ class TestHubJournal(JournalContract):
         journal = self.open()
         journal.add(self.made(1))
         assert self.checkpoints() == []
-        monkeypatch.setattr(hub_journal, "_MINUTES", 0)
+        monkeypatch.setattr(ref_journal, "_MINUTES", 0)
         journal.add(self.made(2))
         assert self.checkpoints() == [2]
 
@@ -242,7 +242,7 @@ class TestHubJournal(JournalContract):
 
     def test_a_hub_that_is_silent_does_not_hold_up_the_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """`save` gives up after some seconds; what it began is still kept, later."""
-        monkeypatch.setattr(hub_journal, "_LAST_SECONDS", 0.3)
+        monkeypatch.setattr(ref_journal, "_LAST_SECONDS", 0.3)
         journal = self.open()
         journal.add(self.made(1))
         self.hub.faults.add(Fault("stall", "POST", "hub", "*/preupload/*", seconds=3))

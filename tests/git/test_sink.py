@@ -14,8 +14,8 @@ from tensorport_hub.edge.git_lfs import GitObjects
 from tensorport_hub.edge.git_remote import GitRemote, Tree, Update
 from tensorport_hub.edge.git_sink import GitSink, attributes
 from tensorport_hub.edge.git_work import GitWork, work_ref
-from tensorport_hub.edge.hub_journal import HubJournal
 from tensorport_hub.edge.journal import Unkept
+from tensorport_hub.edge.ref_journal import RefJournal
 from tensorport_hub.errors import LimitError, TensorportError
 from tensorport_hub.ports import Receipt, Sink
 from tests.contracts.journal import JournalContract, JournalOf
@@ -169,7 +169,7 @@ class TestJournal(JournalContract):
         self.host = host_of("bare path")
         opened: list[Git] = []
 
-        def make() -> HubJournal:
+        def make() -> RefJournal:
             opened.append(Git(self.host.url.removeprefix("git+")))
             remote = GitRemote(opened[-1], ignore)
             work = GitWork(
@@ -177,7 +177,7 @@ class TestJournal(JournalContract):
             )
             work.claim(restart=False)
             paths = {index: f"shard_000/{index}.npy" for index in range(10)}
-            return HubJournal(work, outputs=paths, every=1 << 30, report=ignore)
+            return RefJournal(work, outputs=paths, every=1 << 30, report=ignore)
 
         yield make
         for repository in opened:

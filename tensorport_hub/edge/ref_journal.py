@@ -1,4 +1,4 @@
-"""The journal of a run to the Hub: what is finished is kept by commits on the work ref, from time to time.
+"""The journal of a run to a remote: commits on a work ref keep what is finished, from time to time.
 
 A checkpoint is due once so many bytes, files or minutes have come together since the last one. It happens in
 the call that finds it due, while other workers wait with what they finished: so a crash costs at most what
@@ -16,9 +16,11 @@ from typing import Protocol
 
 from tensorport_hub.core import journal
 from tensorport_hub.core.progress import Entry, MadeFile, Progress, gathered
-from tensorport_hub.edge.hub_work import COMMIT_FILES
 from tensorport_hub.errors import DestinationError, TensorportError
 from tensorport_hub.ports import Receipt, Report, Saved
+
+COMMIT_FILES = 1000
+"""Files that one commit holds: the Hub ends one that takes more than 60 seconds."""
 
 _MINUTES = 15
 _LAST_SECONDS = 10.0
@@ -46,7 +48,14 @@ class Work(Protocol):
         """
 
 
-class HubJournal:
+def checkpoints_of(nbytes: int, files: int, *, every: int) -> int | None:
+    """About how many checkpoints so many bytes and files make; None: the last commit can hold them all."""
+    if files <= COMMIT_FILES and nbytes < every:
+        return None
+    return max(nbytes // every, files // COMMIT_FILES)
+
+
+class RefJournal:
     """Journal entries and the files that they speak of, until a checkpoint commits both.
 
     Args:
