@@ -7,7 +7,8 @@ again; a sparing session makes its streams wait for each 64 MB to arrive, which 
 slower. Retries are bounded here; what is left over is the engine's to replay.
 
 A commit costs five requests, one after another, and 13 ms of processor time. So small files wait in memory
-until they are complete, and those that end at the same time share one.
+until they are complete, and those that end at the same time share one. Nor is it asked for each of them
+whether the storage has its beginning already: that is a request a file, for a few bytes.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ _PATIENCE = 30.0
 _LOOK = 0.01
 
 _CONCURRENCY = "client.ac_max_upload_concurrency"
+_ASK_STORAGE = "deduplication.global_dedup_query_enabled"
 _BOUNDS = {
     "client.retry_max_attempts": 4,
     "client.retry_base_delay": "400ms",
@@ -75,7 +77,8 @@ class XetSession:
 
     def __init__(self, where: Mapping[str, Any], *, sparing: bool = False) -> None:
         self._where, self._sparing = where, sparing
-        self._xet = Xet(_BOUNDS | ({_CONCURRENCY: 1} if sparing else {}))
+        bounds = _BOUNDS | ({_CONCURRENCY: 1} if sparing else {})
+        self._xet, self._xet_small = Xet(bounds), Xet(bounds | {_ASK_STORAGE: False})
         self._together = Together[_Content, Receipt](self._send)
 
     @classmethod
@@ -94,14 +97,14 @@ class XetSession:
     def open(self, path: str, size: int) -> Writer:
         if size <= SMALL_NBYTES:
             return XetSmall(self._together.ask, path, size)
-        return XetUpload(self._commit(), path, size, sparing=self._sparing)
+        return XetUpload(self._commit(self._xet), path, size, sparing=self._sparing)
 
-    def _commit(self) -> Any:
-        return _sent(lambda: self._xet.upload(self._where), "Xet storage")
+    def _commit(self, xet: Xet) -> Any:
+        return _sent(lambda: xet.upload(self._where), "Xet storage")
 
     def _send(self, files: Sequence[_Content]) -> list[Receipt | Exception]:
         """Complete files, in one commit."""
-        commit = self._commit()
+        commit = self._commit(self._xet_small)
         more = f" and {len(files) - 1} more" if len(files) > 1 else ""
 
         def send() -> list[Any]:
@@ -119,6 +122,7 @@ class XetSession:
     def close(self) -> None:
         """Drop the session, and the metadata that it left on disk."""
         self._xet.close()
+        self._xet_small.close()
 
 
 class XetUpload:

@@ -17,7 +17,7 @@ from tensorport_hub.edge.hub_client import HubClient
 from tensorport_hub.edge.hub_xet import XetSession
 from tensorport_hub.edge.together import Together
 from tensorport_hub.errors import DestinationError
-from tensorport_hub.ports import Receipt
+from tensorport_hub.ports import SMALL_NBYTES, Receipt
 
 LfsBatch = Together[Receipt, LfsUpload | None]
 BATCH = "*/info/lfs/objects/batch"
@@ -110,9 +110,9 @@ def test_a_lone_writer_waits_for_nobody(hub: DevHub) -> None:
     assert asked(hub) == 3
 
 
-def xet_requests(hub: DevHub, path: str) -> int:
+def xet_requests(hub: DevHub, path: str, method: str = "POST") -> int:
     """Requests so far to a place of the Xet storage."""
-    return sum(seen.method == "POST" and path in seen.path for seen in hub.seen)
+    return sum(seen.method == method and path in seen.path for seen in hub.seen)
 
 
 def send_small(session: XetSession, contents: dict[str, bytes]) -> dict[str, Future[Receipt]]:
@@ -147,6 +147,16 @@ def test_small_files_share_a_commit_of_the_storage(hub: DevHub, xet: XetSession)
         data = contents[path]
         assert future.result() == Receipt(path, len(data), hashlib.sha256(data).hexdigest())
     assert xet_requests(hub, "/xorbs") <= 4
+
+
+def test_only_large_files_are_looked_for(hub: DevHub, xet: XetSession) -> None:
+    """The storage is asked whether it has the beginning of a file only where that may spare megabytes."""
+    for future in send_small(xet, {f"{i}.npy": os.urandom(3000 + i) for i in range(5)}).values():
+        future.result()
+    assert xet_requests(hub, "/chunks/", "GET") == 0
+    large = os.urandom(SMALL_NBYTES + 1)
+    send_small(xet, {"large.npy": large})["large.npy"].result()
+    assert xet_requests(hub, "/chunks/", "GET") > 0
 
 
 def test_a_storage_that_fails_is_an_error_that_may_pass(hub: DevHub, xet: XetSession) -> None:
