@@ -89,7 +89,7 @@ class GitDestination:
 
     def _refuse_strangers(self) -> None:
         paths = self._there.files.keys()
-        self._manifest = self._read(manifest.PATH) if manifest.PATH in paths else b""
+        self._manifest = self._read_manifest() if manifest.PATH in self._there.regular else b""
         if paths <= {ATTRIBUTES}:
             return
         if not manifest.is_mirror(self._manifest):
@@ -106,15 +106,27 @@ class GitDestination:
                 hint="move them elsewhere; `--restart` makes the mirror anew without them",
             )
 
-    def _read(self, path: str) -> bytes:
-        """A file of the branch, whole; an LFS file too."""
+    def _read_manifest(self) -> bytes:
+        """The manifest that stands on the branch, whole; an LFS file too.
+
+        Raises:
+            VerificationError: it is too large to be one.
+            LimitError: it does not fit the staging space.
+        """
+        path, most = manifest.PATH, self._publication.max_disk
+        manifest.check_size(self._remote.sizes(self._there, [path])[0])
         content = self._remote.read(self._there, [path])[0]
         pointed = parse_pointer(content)
         if pointed is None:
             return content
         sha256, size = pointed
-        if size > self._publication.max_disk:
-            return b""
+        manifest.check_size(size)
+        if size > most:
+            raise LimitError(
+                f"`{path}` of `{self.name}` does not fit the staging space: expected at most {most} bytes,"
+                f" got {size}",
+                hint="raise `--max-disk`",
+            )
         with self._objects.fetch(Receipt(path, size, sha256)) as file:
             return file.read()
 

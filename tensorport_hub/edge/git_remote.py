@@ -46,6 +46,11 @@ class Tree:
     commit: str | None = None
     files: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def regular(self) -> list[str]:
+        """Paths of regular files."""
+        return [path for path, oid in self.files.items() if " " not in oid]
+
 
 @dataclass(frozen=True)
 class Update:
@@ -128,33 +133,36 @@ class GitRemote:
             files[path.decode("utf-8", "surrogateescape")] = oid if mode in _REGULAR else f"{mode} {oid}"
         return files
 
-    def sizes(self, tree: Tree) -> Mapping[str, int]:
-        """The sizes of the regular files of a commit that was fetched with its blobs."""
-        paths = [path for path, oid in tree.files.items() if " " not in oid]
-        given = "".join(f"{tree.files[path]}\n" for path in paths).encode()
-        said = self.git.ask("cat-file", "--batch-check", doing="asking for sizes", given=given)
-        lines = (line.split(b" ") for line in said.splitlines())
-        return {path: int(line[2]) for path, line in zip(paths, lines, strict=True)}
+    def sizes(self, tree: Tree, paths: Sequence[str]) -> list[int]:
+        """The sizes of regular files of a commit; those that are not here yet are fetched."""
+        heads = self._objects("--batch-check", tree, paths).splitlines()
+        return [self._size(path, head) for path, head in zip(paths, heads, strict=True)]
 
     def read(self, tree: Tree, paths: Sequence[str]) -> list[bytes]:
         """Regular files of a commit, by one process; those that are not here yet are fetched."""
-        given = "".join(f"{tree.files[path]}\n" for path in paths).encode()
-        said = retried(
-            lambda: self.git.ask("cat-file", "--batch", doing=f"reading files of `{self.name}`", given=given),
-            self.report,
-            self.git.closed,
-        )
+        said = self._objects("--batch", tree, paths)
         contents = []
         at = 0
         for path in paths:
-            stop = said.index(b"\n", at)
-            head = said[at:stop].split(b" ")
-            if len(head) != 3 or head[1] != b"blob":
-                raise DestinationError(f"`{path}` of `{self.name}` can't be read: {head[-1].decode()}")
-            size = int(head[2])
-            contents.append(said[stop + 1 : stop + 1 + size])
-            at = stop + 1 + size + 1
+            begin = said.index(b"\n", at) + 1
+            size = self._size(path, said[at : begin - 1])
+            contents.append(said[begin : begin + size])
+            at = begin + size + 1
         return contents
+
+    def _objects(self, what: str, tree: Tree, paths: Sequence[str]) -> bytes:
+        given = "".join(f"{tree.files[path]}\n" for path in paths).encode()
+        return retried(
+            lambda: self.git.ask("cat-file", what, doing=f"reading files of `{self.name}`", given=given),
+            self.report,
+            self.git.closed,
+        )
+
+    def _size(self, path: str, head: bytes) -> int:
+        words = head.split(b" ")
+        if len(words) != 3 or words[1] != b"blob":
+            raise DestinationError(f"`{path}` of `{self.name}` can't be read: {words[-1].decode()}")
+        return int(words[2])
 
     def commit(
         self,

@@ -52,7 +52,8 @@ class GitSource:
         return default or f"{HEADS}main"
 
     def _listed(self) -> list[SourceFile]:
-        sizes = self._remote.sizes(self._tree)
+        regular = self._tree.regular
+        sizes = dict(zip(regular, self._remote.sizes(self._tree, regular), strict=True))
         small = [path for path, size in sizes.items() if size <= POINTER_NBYTES]
         said = dict(zip(small, map(parse_pointer, self._remote.read(self._tree, small)), strict=True))
         files = []

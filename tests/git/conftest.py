@@ -94,16 +94,19 @@ def git(folder: Path, *words: str) -> str:
     return ended.stdout.strip()
 
 
-def commit_by_hand(host: Host, scratch: Path, files: Mapping[str, str | None], branch: str = "main") -> None:
-    """Somebody pushes a commit that adds these files: path -> blob; None: one that says "theirs"."""
+def commit_by_hand(
+    host: Host, scratch: Path, files: Mapping[str, str | bytes | None], branch: str = "main"
+) -> None:
+    """Somebody pushes a commit that adds these files: path -> blob, or content; None: it says "theirs"."""
     clone = scratch / "by-hand"
     shutil.rmtree(clone, ignore_errors=True)
     git(scratch, "clone", "--quiet", "--no-checkout", host.url.removeprefix("git+"), str(clone))
-    (clone / "theirs").write_text("theirs")
     if branch in host.branches():
         git(clone, "read-tree", f"origin/{branch}")
     for path, blob in files.items():
-        blob = blob or git(clone, "hash-object", "-w", "--no-filters", "theirs")
+        if not isinstance(blob, str):
+            (clone / "theirs").write_bytes(blob or b"theirs")
+            blob = git(clone, "hash-object", "-w", "--no-filters", "theirs")
         git(clone, "update-index", "--add", "--cacheinfo", f"100644,{blob},{path}")
     tree = git(clone, "write-tree")
     parents = ["-p", f"origin/{branch}"] if branch in host.branches() else []

@@ -12,9 +12,10 @@ import pytest
 from safetensors.numpy import save
 
 from tensorport_hub import mirror, plan, verify
+from tensorport_hub.core import manifest
 from tensorport_hub.core.encode.table import ENCODINGS
 from tensorport_hub.devhub import DevHub
-from tensorport_hub.errors import DestinationError, LimitError, UseError
+from tensorport_hub.errors import DestinationError, LimitError, UseError, VerificationError
 from tensorport_hub.results import MirrorResult
 from tests.e2e.reading import folder_contents
 from tests.git.conftest import KINDS, Host, commit_by_hand, git
@@ -217,6 +218,29 @@ def test_a_strangers_repository_is_refused(hub: DevHub, host: Host, tmp_path: Pa
         with pytest.raises(DestinationError, match="no mirror of ours"):
             plan(SOURCE, host.url, **options)
     assert host.branches() == before
+
+
+@pytest.mark.parametrize("host", ["giftless"], indirect=True)
+def test_a_manifest_too_large_to_be_one(
+    hub: DevHub, host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stands there is read only where it may be a manifest, whole or as a pointer: exit 6, or 7 where
+    the staging space does not hold it."""
+    run(host)
+    before = host.branches()
+    with monkeypatch.context() as patched:
+        patched.setattr(manifest, "LARGEST", 100)
+        with pytest.raises(VerificationError, match="is too large: expected at most 100 bytes"):
+            run(host)
+    assert host.branches() == before
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize {{}}\n"
+    for size, error, said in (
+        (manifest.LARGEST + 1, VerificationError, "`manifest.json` is too large"),
+        (manifest.LARGEST, LimitError, "does not fit the staging space"),
+    ):
+        commit_by_hand(host, tmp_path, {"manifest.json": pointer.format(size).encode()})
+        with pytest.raises(error, match=said):
+            run(host, max_disk="100MB", shard_size="10MB")
 
 
 @pytest.mark.parametrize("host", ["giftless"], indirect=True)
