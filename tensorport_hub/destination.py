@@ -114,12 +114,12 @@ class Destination(Protocol):
     def standing(self, plan: Plan, key: str) -> tuple[Mirror, Published] | None:
         """What stands here, where it is what the plan makes: complete, undamaged, not being made anew."""
 
-    def open(self, plan: Plan, key: str, *, writers: int, sparing: bool) -> Opened:
+    def open(self, plan: Plan, key: str, *, writers: int, uploads: int) -> Opened:
         """Begin, or continue what an interrupted run of the plan `key` left.
 
         Args:
             writers: files that may be open at once, besides small ones.
-            sparing: they are to buffer the least that they can.
+            uploads: of them that are under way at a time, where what is sent is held till it arrived.
         """
 
     def close(self) -> None:
@@ -164,7 +164,7 @@ class FolderDestination:
             return None
         return there, Published(self.name, None, None, changed=False)
 
-    def open(self, plan: Plan, key: str, *, writers: int, sparing: bool) -> Opened:
+    def open(self, plan: Plan, key: str, *, writers: int, uploads: int) -> Opened:
         outputs = range(len(plan.outputs))
         sink = LocalSink(
             self._path,

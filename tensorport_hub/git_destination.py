@@ -183,7 +183,7 @@ class GitDestination:
                 return False
         return not self._objects.missing(large)
 
-    def open(self, plan: Plan, key: str, *, writers: int, sparing: bool) -> Opened:
+    def open(self, plan: Plan, key: str, *, writers: int, uploads: int) -> Opened:
         publication = self._publication
         self._look_again()
         work = self._claimed(plan, key)

@@ -218,7 +218,7 @@ class HubDestination:
             anew=publication.restart,
         )
 
-    def open(self, plan: Plan, key: str, *, writers: int, sparing: bool) -> Opened:
+    def open(self, plan: Plan, key: str, *, writers: int, uploads: int) -> Opened:
         publication, report = self._publication, self._report
         target, request = self._target(), self._request(plan, key)
         needed = publication.create_pr or self.checkpoints(plan) is not None
@@ -230,7 +230,7 @@ class HubDestination:
                 transfer=publication.transfer,
                 max_disk=publication.max_disk,
                 writers=writers,
-                sparing=sparing,
+                uploads=uploads,
                 read_seconds=self._read_seconds,
                 report=report,
             )

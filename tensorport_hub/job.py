@@ -204,7 +204,7 @@ class Job(Reading):
         """The sink and the journal; a missing repository is created here."""
         plan, allotment = self.plan, self.allotment()
         writers = allotment.workers * plan.files_at_once
-        return self.destination.open(plan, self.key, writers=writers, sparing=allotment.sparing)
+        return self.destination.open(plan, self.key, writers=writers, uploads=allotment.uploads)
 
     def publish(self, sink: Sink, outcome: Outcome) -> tuple[Made, Published]:
         """Carried files, card and manifest, then the commit."""

@@ -10,7 +10,7 @@ from functools import partial
 from tensorport_hub.core.demand import demand
 from tensorport_hub.core.plan import Plan
 from tensorport_hub.core.size import parse_size
-from tensorport_hub.edge.hub_xet import buffered
+from tensorport_hub.edge.hub_xet import SPARING, buffered
 from tensorport_hub.edge.hub_xet_ranges import RANGES_NBYTES
 from tensorport_hub.engine.budget import ENDING, Allotment, allot
 from tensorport_hub.errors import LimitError, UseError
@@ -18,6 +18,9 @@ from tensorport_hub.ports import SMALL_NBYTES
 
 _XET_STREAMS = 4
 """Open at a time at most. One more than there are processors, since one mostly waits for its end."""
+_UPLOADS = ((4, 3), (2, 1))
+"""Under way at a time by Xet, where the cap leaves room for so many streams: more uploads help where answers
+take long, as three streams do everywhere; a fourth stream helps less."""
 _SPOOL_NBYTES = 2 << 20
 _SPARING_NBYTES = 4 << 20
 """Of small files that are finished at a time, where streams spare memory."""
@@ -70,20 +73,23 @@ class Limits:
         if not streams:
             writer = plan.files_at_once * _SPOOL_NBYTES
             return given(workers=self.workers, writer_nbytes=writer, beside_nbytes=beside)
-        session, writer = _buffered(plan, ENDING, sparing=False)
         workers = min(self.parts or _processors() + 1, max(_XET_STREAMS // plan.files_at_once, 1))
-        with suppress(LimitError):
-            return given(workers=workers, writer_nbytes=writer, beside_nbytes=beside + session)
+        for uploads, streams_at_least in _UPLOADS:
+            session, writer = _buffered(plan, ENDING, uploads)
+            with suppress(LimitError):
+                found = given(workers=workers, writer_nbytes=writer, beside_nbytes=beside + session)
+                if found.workers >= min(workers, streams_at_least):
+                    return replace(found, uploads=uploads)
         ending = max(1, min(ENDING, _SPARING_NBYTES // max(_largest_small(plan), 1)))
-        session, writer = _buffered(plan, ending, sparing=True)
+        session, writer = _buffered(plan, ending, SPARING)
         least = given(workers=1, writer_nbytes=writer, beside_nbytes=beside + session)
-        return replace(least, sparing=True, ending=ending)
+        return replace(least, uploads=SPARING, ending=ending)
 
 
-def _buffered(plan: Plan, ending: int, *, sparing: bool) -> tuple[int, int]:
+def _buffered(plan: Plan, ending: int, uploads: int) -> tuple[int, int]:
     """What hf_xet buffers: all together, and for each part that is written."""
     small = ending * _largest_small(plan)
-    return buffered(plan.bytes_out, streams=plan.files_at_once, small=small, sparing=sparing)
+    return buffered(plan.bytes_out, streams=plan.files_at_once, small=small, uploads=uploads)
 
 
 def _largest_small(plan: Plan) -> int:

@@ -144,7 +144,7 @@ class Workplace:
                 transfer=brief.transfer,
                 max_disk=brief.max_disk,
                 writers=allotment.workers * self._plan.files_at_once,
-                sparing=allotment.sparing,
+                uploads=allotment.uploads,
                 read_seconds=read_seconds(),
                 report=self._report,
             )

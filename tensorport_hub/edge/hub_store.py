@@ -42,7 +42,7 @@ class HubStore:
         transfer: str,
         max_disk: int,
         writers: int,
-        sparing: bool,
+        uploads: int,
         read_seconds: float,
         report: Report,
     ) -> HubStore:
@@ -51,7 +51,7 @@ class HubStore:
         Args:
             transfer: `auto`, `xet` or `lfs`.
             max_disk: bytes that LFS may stage.
-            sparing: Xet streams are to buffer the least that they can.
+            uploads: by Xet, that are under way at a time.
             read_seconds: how long a silent server is waited for when it is read.
 
         Raises:
@@ -59,7 +59,7 @@ class HubStore:
         """
         http = Http(read_seconds=_PATIENCE * read_seconds)
         try:
-            transport = _xet(client, http, repo_id, transfer, report, sparing=sparing) or LfsSession(
+            transport = _xet(client, http, repo_id, transfer, report, uploads=uploads) or LfsSession(
                 client, http, repo_id, max_disk=max_disk, report=report
             )
         except BaseException:
@@ -89,7 +89,7 @@ class HubStore:
 
 
 def _xet(
-    client: HubClient, http: Http, repo_id: str, wanted: str, report: Report, *, sparing: bool
+    client: HubClient, http: Http, repo_id: str, wanted: str, report: Report, *, uploads: int
 ) -> XetSession | None:
     """A session of Xet, where it is wanted and there.
 
@@ -98,7 +98,7 @@ def _xet(
     """
     disabled = os.environ.get("HF_HUB_DISABLE_XET", "").upper() in ("1", "TRUE", "YES", "ON")
     if wanted == "xet" or (wanted == "auto" and not disabled):
-        session = retried(lambda: XetSession.offered(client, http, repo_id, sparing=sparing), report)
+        session = retried(lambda: XetSession.offered(client, http, repo_id, uploads=uploads), report)
         if session is not None:
             return session
     if wanted == "xet":

@@ -2,9 +2,10 @@
 
 Rules, measured on hf_xet 1.8.0: `write` takes `bytes` only; an aborted stream spoils its whole upload commit,
 so each file has a commit of its own; `finish` gives the sha256 of what was written; `wait_to_finish` must
-return before a Hub commit names that sha256. A stream buffers about 160 MB, and what is on its way as much
-again; a sparing session makes its streams wait for each 64 MB to arrive, which buffers half of that, and is
-slower. Retries are bounded here; what is left over is the engine's to replay.
+return before a Hub commit names that sha256. A stream buffers about 160 MB, and what is on its way comes on
+top, 64 MB an upload: more of them are faster where the storage takes its time to answer. With `SPARING` one
+at a time, streams wait for each to arrive, which buffers the least, and is slower. Retries are bounded here;
+what is left over is the engine's to replay.
 
 A commit costs five requests, one after another, and 13 ms of processor time. So small files wait in memory
 until they are complete, and those that end at the same time share one. Nor is it asked for each of them
@@ -25,8 +26,12 @@ from tensorport_hub.edge.xet import Xet, connection, translated
 from tensorport_hub.errors import DestinationError
 from tensorport_hub.ports import SMALL_NBYTES, Receipt, Writer
 
+SPARING = 1
+"""Uploads at a time with which streams wait for what they sent."""
+
 _STREAM_NBYTES = 156 << 20
-_SESSION_NBYTES = 138 << 20
+_UPLOAD_NBYTES = 64 << 20
+_SESSION_NBYTES = 10 << 20
 _SPARING_NBYTES = 150 << 20
 _SPARING_MORE_NBYTES = 164 << 20
 _MOST = 1.7
@@ -41,7 +46,6 @@ _BOUNDS = {
     "client.retry_base_delay": "400ms",
     "client.retry_max_duration": "60s",
     "client.read_timeout": "60s",
-    _CONCURRENCY: 2,
 }
 
 T = TypeVar("T")
@@ -49,20 +53,20 @@ _Content = tuple[str, bytes]
 """A path, and all that the file holds."""
 
 
-def buffered(nbytes: int, *, streams: int, small: int, sparing: bool) -> tuple[int, int]:
+def buffered(nbytes: int, *, streams: int, small: int, uploads: int) -> tuple[int, int]:
     """What is buffered, measured where the storage is slow: all together, and besides for each writer.
 
     Args:
         nbytes: of everything that will be sent; no more than about twice that is ever held.
         streams: that a writer has open.
         small: bytes of small files that are on their way at a time: they are held here and by hf_xet.
-        sparing: streams wait for what they sent, and no more than one writer's are open.
+        uploads: at a time; if `SPARING`, no more than one writer's streams are open.
     """
     most = int(_MOST * nbytes)
-    if sparing:
+    if uploads == SPARING:
         session, writer = _SPARING_NBYTES, _SPARING_MORE_NBYTES * (streams - 1)
     else:
-        session, writer = _SESSION_NBYTES, _STREAM_NBYTES * streams
+        session, writer = _SESSION_NBYTES + uploads * _UPLOAD_NBYTES, _STREAM_NBYTES * streams
     session = min(session + 2 * small, most)
     return session, min(writer, most - session)
 
@@ -72,19 +76,17 @@ class XetSession:
 
     Args:
         where: what hf_xet connects with.
-        sparing: streams wait for what they sent before they take more.
+        uploads: that are under way at a time.
     """
 
-    def __init__(self, where: Mapping[str, Any], *, sparing: bool = False) -> None:
-        self._where, self._sparing = where, sparing
-        bounds = _BOUNDS | ({_CONCURRENCY: 1} if sparing else {})
+    def __init__(self, where: Mapping[str, Any], *, uploads: int) -> None:
+        self._where, self._sparing = where, uploads == SPARING
+        bounds = _BOUNDS | {_CONCURRENCY: uploads}
         self._xet, self._xet_small = Xet(bounds), Xet(bounds | {_ASK_STORAGE: False})
         self._together = Together[_Content, Receipt](self._send)
 
     @classmethod
-    def offered(
-        cls, client: HubClient, http: Http, repo_id: str, *, sparing: bool = False
-    ) -> XetSession | None:
+    def offered(cls, client: HubClient, http: Http, repo_id: str, *, uploads: int) -> XetSession | None:
         """A session, or None where the Hub offers no Xet storage for this repository.
 
         Raises:
@@ -92,7 +94,7 @@ class XetSession:
         """
         url, what = client.xet_token_url("write", repo_id, "main"), f"Xet token of `{repo_id}`"
         where = connection(client, http, url, what, DestinationError)
-        return None if where is None else cls(where, sparing=sparing)
+        return None if where is None else cls(where, uploads=uploads)
 
     def open(self, path: str, size: int) -> Writer:
         if size <= SMALL_NBYTES:

@@ -48,7 +48,7 @@ class Allotment:
         buffers: blocks that each lane owns; it is reckoned with twice as many, for what it keeps and parts
             read.
         room: bytes that held parts may hold, all together.
-        sparing: the sink's writers buffer the least that they can, which takes longer.
+        uploads: that the sink has under way at a time, where it holds what they send.
         ending: small files that are finished at a time, besides the workers' own.
     """
 
@@ -59,7 +59,7 @@ class Allotment:
     keep: int
     buffers: int
     room: int
-    sparing: bool = False
+    uploads: int = 1
     ending: int = ENDING
 
 

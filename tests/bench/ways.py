@@ -153,7 +153,7 @@ def limit(target: str, transfer: str, memory: str) -> None:
     http = Http(read_seconds=60)
     source = HubSource(client, client.repo_state(SOURCE, "main", SourceError), read_seconds=60, report=report)
     session = (
-        XetSession.offered(client, http, target)
+        XetSession.offered(client, http, target, uploads=4)
         if transfer == "xet"
         else LfsSession(client, http, target, max_disk=1 << 40, report=report)
     )
@@ -193,7 +193,7 @@ def ingest(streams: int) -> Callable[[str, str, str], None]:
 
         client = HubClient(endpoint=os.environ["HF_ENDPOINT"], token=os.environ["HF_TOKEN"])
         client.create_repo(target, private=False)
-        session = XetSession.offered(client, Http(read_seconds=60), target)
+        session = XetSession.offered(client, Http(read_seconds=60), target, uploads=4)
         assert session is not None
         files = [Path(path).read_bytes() for path in os.environ["FINISHED"].split(":")]
         print("begin", flush=True)

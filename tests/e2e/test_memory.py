@@ -17,6 +17,7 @@ import pytest
 
 from tensorport_hub import plan
 from tensorport_hub.devhub import DevHub
+from tensorport_hub.edge.hub_xet import SPARING
 from tensorport_hub.errors import LimitError
 from tensorport_hub.limits import Limits
 from tests.bench import layouts
@@ -152,8 +153,8 @@ def test_by_xet_a_large_model_needs_little(hub: DevHub, monkeypatch: pytest.Monk
     usual, least = (
         Limits.of(None, cap).allot(planned, streams=True, by_xet=False) for cap in ("1GB", "300MB")
     )
-    assert (usual.workers, usual.sparing) == (3, False)
-    assert (least.workers, least.sparing) == (1, True)
+    assert (usual.workers, usual.uploads) == (3, 4)
+    assert (least.workers, least.uploads) == (1, SPARING)
     with pytest.raises(LimitError) as caught:
         try_with("200MB")
     enough = int(re.findall(r"at least (\d+)MB", caught.value.message)[0])

@@ -18,14 +18,14 @@ from tensorport_hub.edge.hub_pulls import PullRequests
 from tensorport_hub.edge.hub_ref import HubRef
 from tensorport_hub.edge.hub_sink import HubSink
 from tensorport_hub.edge.hub_store import HubStore
-from tensorport_hub.edge.hub_xet import XetSession
+from tensorport_hub.edge.hub_xet import SPARING, XetSession
 from tensorport_hub.edge.journal import Unkept
 from tensorport_hub.errors import DestinationError, LimitError
 from tensorport_hub.ports import Sink
 from tests.contracts.sink import SinkContract, SinkOf
 
 
-def open_sink(hub: DevHub, transfer: str, *, max_disk: int = 1 << 22, sparing: bool = False) -> HubSink:
+def open_sink(hub: DevHub, transfer: str, *, max_disk: int = 1 << 22, uploads: int = 2) -> HubSink:
     """A sink that publishes in one commit on `main` of `me/mirror`."""
     client = HubClient(endpoint=hub.endpoint, token=hub.token)
     client.create_repo("me/mirror", private=False)
@@ -35,7 +35,7 @@ def open_sink(hub: DevHub, transfer: str, *, max_disk: int = 1 << 22, sparing: b
         transfer=transfer,
         max_disk=max_disk,
         writers=4,
-        sparing=sparing,
+        uploads=uploads,
         read_seconds=5,
         report=lambda event: None,
     )
@@ -56,7 +56,7 @@ class HubSinkContract(SinkContract):
     """The duties of every sink, against a devhub."""
 
     transfer: str
-    sparing = False
+    uploads = 2
 
     @pytest.fixture
     def sink_of(self, hub: DevHub) -> Iterator[SinkOf]:
@@ -64,7 +64,7 @@ class HubSinkContract(SinkContract):
         opened: list[HubSink] = []
 
         def make() -> HubSink:
-            opened.append(open_sink(hub, self.transfer, sparing=self.sparing))
+            opened.append(open_sink(hub, self.transfer, uploads=self.uploads))
             return opened[-1]
 
         yield make
@@ -86,7 +86,7 @@ class TestSparingXetSink(HubSinkContract):
     """By Xet stream, with little memory."""
 
     transfer = "xet"
-    sparing = True
+    uploads = SPARING
 
 
 class TestLfsSink(HubSinkContract):
@@ -182,7 +182,9 @@ def test_xet_sessions_share_a_folder(hub: DevHub, monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv("HF_XET_CACHE", raising=False)
     client = HubClient(endpoint=hub.endpoint, token=hub.token)
     client.create_repo("me/mirror", private=False)
-    first, second = (XetSession.offered(client, Http(read_seconds=5), "me/mirror") for _ in range(2))
+    first, second = (
+        XetSession.offered(client, Http(read_seconds=5), "me/mirror", uploads=2) for _ in range(2)
+    )
     assert first is not None
     assert second is not None
     folder = Path(os.environ["HF_XET_CACHE"])

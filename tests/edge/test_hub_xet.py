@@ -13,7 +13,7 @@ from tensorport_hub.devhub import DevHub, Fault
 from tensorport_hub.edge import hub_xet
 from tensorport_hub.edge.http import Http
 from tensorport_hub.edge.hub_client import HubClient
-from tensorport_hub.edge.hub_xet import XetSession
+from tensorport_hub.edge.hub_xet import SPARING, XetSession
 from tensorport_hub.errors import DestinationError
 from tensorport_hub.ports import Writer
 
@@ -27,7 +27,7 @@ def writer(hub: DevHub) -> Iterator[Writer]:
     """A stream of a sparing session."""
     client = HubClient(endpoint=hub.endpoint, token=hub.token)
     client.create_repo("me/mirror", private=False)
-    session = XetSession.offered(client, Http(read_seconds=30), "me/mirror", sparing=True)
+    session = XetSession.offered(client, Http(read_seconds=30), "me/mirror", uploads=SPARING)
     assert session is not None
     opened = session.open("a.npy", COUNT * BLOCK)
     yield opened

@@ -132,7 +132,7 @@ def xet(hub: DevHub) -> Iterator[XetSession]:
     """Uploads to the Xet storage of `me/mirror`."""
     client, http = HubClient(endpoint=hub.endpoint, token=hub.token), Http(read_seconds=5)
     client.create_repo("me/mirror", private=False)
-    session = XetSession.offered(client, http, "me/mirror")
+    session = XetSession.offered(client, http, "me/mirror", uploads=2)
     assert session is not None
     yield session
     session.close()
