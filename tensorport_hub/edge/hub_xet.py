@@ -39,7 +39,7 @@ _PATIENCE = 30.0
 """Seconds without a byte sent after which a sparing stream waits no more: a failed upload says so then."""
 _LOOK = 0.01
 
-_CONCURRENCY = "client.ac_max_upload_concurrency"
+_CONCURRENCY = ("client.ac_initial_upload_concurrency", "client.ac_max_upload_concurrency")
 _ASK_STORAGE = "deduplication.global_dedup_query_enabled"
 _BOUNDS = {
     "client.retry_max_attempts": 4,
@@ -81,7 +81,7 @@ class XetSession:
 
     def __init__(self, where: Mapping[str, Any], *, uploads: int) -> None:
         self._where, self._sparing = where, uploads == SPARING
-        bounds = _BOUNDS | {_CONCURRENCY: uploads}
+        bounds = _BOUNDS | dict.fromkeys(_CONCURRENCY, uploads)
         self._xet, self._xet_small = Xet(bounds), Xet(bounds | {_ASK_STORAGE: False})
         self._together = Together[_Content, Receipt](self._send)
 
