@@ -128,9 +128,14 @@ def carry_out(
 
 
 def _wait_for(future: Future[None]) -> None:
-    """Wait in breaths: a signal that comes just before a thread sleeps is answered when it wakes up."""
+    """Wait in breaths: a signal that comes just before a thread sleeps is answered when it wakes up.
+
+    Raises:
+        Exception: what the thread raised.
+    """
     while not wait((future,), timeout=_BREATH).done:
         continue
+    future.result()
 
 
 class _Run:

@@ -16,7 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tensorport_hub.core.walk import Piece
+from tensorport_hub.core.digest import SourceFile
+from tensorport_hub.core.schedule import Schedule
+from tensorport_hub.core.walk import Piece, Walk
 from tensorport_hub.engine import part
 from tensorport_hub.engine.blocks import BlockPool, StopFlag
 from tensorport_hub.engine.budget import Allotment
@@ -223,6 +225,20 @@ class TestStopping:
             run_plan(plan_of(source), source, flaky, allotment(block=1000))
         assert 1 <= attempts[1] < 200
         assert not sink.live
+
+    def test_a_walk_that_never_begins(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What fails before the first byte of a file, such as for want of memory, is what the run raises."""
+        source = source_of(*(plain(letter, "F32", (10,)) for letter in "abc"))
+        plan, walk = plan_of(source), Schedule.walk
+
+        def fail(self: Schedule, file: SourceFile) -> Walk:
+            if file.path.startswith("b"):
+                raise MemoryError("no room for a walk")
+            return walk(self, file)
+
+        monkeypatch.setattr(Schedule, "walk", fail)
+        with pytest.raises(MemoryError, match="no room for a walk"):
+            run_plan(plan, source, MemorySink())
 
     def test_files_not_begun_are_not_read(self) -> None:
         """With one lane, a file behind one that failed is never touched."""
