@@ -175,6 +175,15 @@ class TestSmallFiles:
         run_plan(plan_of(source), source, HookedSink(sink, hook), allotment(workers=1))
         assert open_now == [0, 0, 0]
 
+    def test_one_that_is_made_again_waits_for_room(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It waits for the next file's room in the sink, and that one for its place: the worker ends it."""
+        monkeypatch.setattr(sys.modules["tensorport_hub.engine.run"], "_PATIENCE", 0.1)
+        tensors = [plain(f"a{i}", "F32", (10,)) for i in range(8)]
+        source, sink = source_of(*tensors), MemorySink()
+        flaky = FlakySink(BoundedSink(sink, staging=200), "finish", path="*/a0.npy")
+        run_plan(plan_of(source), source, flaky, allotment(workers=1, ending=1))
+        assert arrays(sink.held) == raw(expected(tensors))
+
     @pytest.mark.parametrize("transient", [False, True])
     def test_one_that_fails(self, transient: bool) -> None:
         """For good: the run ends with its error, and nothing stays open. In passing: it is made again."""
@@ -506,6 +515,30 @@ class TestInterruption:
             run_plan(plan, source, HookedSink(MemorySink(), hook), allotment(block=1000))
         assert time.monotonic() - begun < 5
         release.set()
+        sender.join()
+
+    def test_nobody_waits_for_ever_to_finish_a_file(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Workers that waited for others to finish theirs end once the sink lets go, late as that may be."""
+        for seconds in ("_GRACE", "_PATIENCE"):
+            monkeypatch.setattr(sys.modules["tensorport_hub.engine.run"], seconds, 0.3)
+        hung, release = threading.Event(), threading.Event()
+
+        def hook(step: str, path: str) -> None:
+            if step == "finish":
+                hung.set()
+                release.wait(30)
+
+        others = {*threading.enumerate()}
+        source = source_of(*(plain(f"{letter}{i}", "F32", (10,)) for letter in "abc" for i in range(6)))
+        sink, chosen = MemorySink(), allotment(workers=3, lanes=3, ending=1)
+        sender = self.interrupt_when(hung.is_set)
+        with pytest.raises(KeyboardInterrupt):
+            run_plan(plan_of(source), source, HookedSink(sink, hook), chosen)
+        release.set()
+        for thread in {*threading.enumerate()} - others:
+            thread.join(10)
+        assert {*threading.enumerate()} <= others
+        assert not sink.live
         sender.join()
 
 
