@@ -35,8 +35,9 @@ _SESSION_NBYTES = 10 << 20
 _SPARING_NBYTES = 150 << 20
 _SPARING_MORE_NBYTES = 164 << 20
 _MOST = 1.7
-_PATIENCE = 30.0
-"""Seconds without a byte sent after which a sparing stream waits no more: a failed upload says so then."""
+_PATIENCE = 60.0
+"""Seconds without a byte sent after which a sparing stream goes on to its next upload, which says whether one
+has failed: no less than what an answer may take."""
 _LOOK = 0.01
 
 _CONCURRENCY = ("client.ac_initial_upload_concurrency", "client.ac_max_upload_concurrency")
@@ -134,12 +135,13 @@ class XetUpload:
         self._commit, self._path, self._size, self._sparing = commit, path, size, sparing
         self._stream: Any = _sent(lambda: commit.start_upload_stream(name=path), f"`{path}`")
         self._written = 0
+        self._stuck: int | None = None
 
     def write(self, block: memoryview) -> None:
         data = bytes(block)
         if self._sparing:
             commit = self._commit
-            self._sparing = _sent(lambda: _arrived(commit), f"`{self._path}`")
+            self._stuck = _sent(lambda: _wait_for_arrival(commit, self._stuck), f"`{self._path}`")
         _sent(lambda: self._stream.write(data), f"`{self._path}`")
         self._written += len(data)
 
@@ -180,17 +182,24 @@ class XetSmall:
         self._data = bytearray()
 
 
-def _arrived(commit: Any) -> bool:
-    """Wait until what is on its way has arrived; False where nothing moves any more, or somebody aborts."""
-    arrived, until = 0, time.monotonic() + _PATIENCE
+def _wait_for_arrival(commit: Any, stuck: int | None) -> int | None:
+    """Wait until what is on its way has arrived.
+
+    Args:
+        stuck: bytes that had been sent when this was given up; while there are no more, it is not begun anew.
+
+    Returns:
+        The same for the next time; None where all has arrived.
+    """
+    sent, until = 0, time.monotonic() + _PATIENCE
     while (progress := commit.progress()).total_transfer_bytes_completed < progress.total_transfer_bytes:
         now, state = time.monotonic(), commit.status()
-        if progress.total_transfer_bytes_completed > arrived:
-            arrived, until = progress.total_transfer_bytes_completed, now + _PATIENCE
-        if now > until or state != type(state).Running:
-            return False
+        if progress.total_transfer_bytes_completed > sent:
+            sent, until = progress.total_transfer_bytes_completed, now + _PATIENCE
+        if now > until or sent == stuck or state != type(state).Running:
+            return sent
         time.sleep(_LOOK)
-    return True
+    return None
 
 
 def _abort(thing: Any) -> None:

@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tensorport_hub.core.digest import SourceFile
-from tensorport_hub.core.manifest import PATH, listed_files
+from tensorport_hub.core.manifest import PATH, check_size, listed_files
 from tensorport_hub.edge.exchange import aside, exchange, locked, mend
 from tensorport_hub.edge.journal import JournalFile
 from tensorport_hub.errors import DestinationError
@@ -293,7 +293,12 @@ def _refused(path: str, error: OSError) -> DestinationError:
 
 
 def check_folder(target: Path) -> None:
-    """Only an empty folder, or a mirror of ours with nothing else in it, may be replaced."""
+    """Only an empty folder, or a mirror of ours with nothing else in it, may be replaced.
+
+    Raises:
+        DestinationError: it is neither.
+        VerificationError: its manifest is too large to be read.
+    """
     if not target.exists():
         return
     if not target.is_dir():
@@ -301,15 +306,17 @@ def check_folder(target: Path) -> None:
     found = {path.relative_to(target).as_posix() for path in target.rglob("*") if _is_entry(path)}
     if not found:
         return
-    manifest = target / "manifest.json"
-    listed = listed_files(manifest.read_bytes()) if manifest.is_file() else None
+    manifest, listed = target / PATH, None
+    if manifest.is_file():
+        check_size(manifest.stat().st_size)
+        listed = listed_files(manifest.read_bytes())
     if listed is None:
         is_git = {"HEAD", "config"} <= found and (target / "objects").is_dir()
         raise DestinationError(
             f"destination `{target}` is not empty and holds no mirror of ours",
             hint=f"as a git repository it is `git+file://{target}`" if is_git else "choose an empty folder",
         )
-    strangers = sorted(found - listed - {"manifest.json"})
+    strangers = sorted(found - listed - {PATH})
     if strangers:
         raise DestinationError(
             f"destination `{target}` holds {len(strangers)} files that its manifest does not list,"

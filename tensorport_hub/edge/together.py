@@ -32,7 +32,8 @@ class Together(Generic[Q, A]):
 
     Args:
         request: answers several questions, in their order; an exception among the answers is raised for who
-            asked that question, one that is raised by itself for who made the request: the others ask again.
+            asked that question, one that is raised by itself for all of them: were they to ask again, one
+            after another, each would wait for the failures of all before it.
     """
 
     def __init__(self, request: Callable[[Sequence[Q]], Sequence[A | Exception]]) -> None:
@@ -62,9 +63,12 @@ class Together(Generic[Q, A]):
         return questions
 
     def _answer(self, questions: list[_Question[Q]]) -> None:
+        answers: Sequence[A | Exception]
         try:
             answers = self._request([question.asked for question in questions])
-        except BaseException:
+        except Exception as error:
+            answers = [error] * len(questions)
+        except BaseException:  # an interrupt is this thread's alone
             self._waiting.extend(questions[1:])
             raise
         for question, answer in zip(questions, answers, strict=True):

@@ -50,6 +50,9 @@ from tensorport_hub.ports import SMALL_NBYTES, Journal, Receipt, Report, Sink, S
 _BREATH = 0.3
 """Seconds after which a signal is answered at the latest."""
 
+_PATIENCE = 5.0
+"""Seconds after which a worker finishes a small file itself, since others still finish theirs."""
+
 _GRACE = 3.0
 """Seconds that an interrupted run waits for its threads to let go."""
 
@@ -128,9 +131,14 @@ def carry_out(
 
 
 def _wait_for(future: Future[None]) -> None:
-    """Wait in breaths: a signal that comes just before a thread sleeps is answered when it wakes up."""
+    """Wait in breaths: a signal that comes just before a thread sleeps is answered when it wakes up.
+
+    Raises:
+        Exception: what the thread raised.
+    """
     while not wait((future,), timeout=_BREATH).done:
         continue
+    future.result()
 
 
 class _Run:
@@ -275,11 +283,15 @@ class _Run:
             self._room.give(run.holds)
 
     def _end(self, output: Output, run: PartRun) -> None:
-        """Have a complete file finished: beside, but for large ones, and what is made again in held room."""
-        if output.file.size > SMALL_NBYTES or run.holds:
+        """Have a complete file finished: beside, but for large ones, and what is made again in held room.
+
+        Nobody waits for a place there for ever: those that are made again may wait for this file's in the
+        sink, or the run has ended.
+        """
+        apart = output.file.size > SMALL_NBYTES or run.holds
+        if apart or not self._ending.acquire(timeout=_PATIENCE):
             self._writer.finish(output)
             return
-        self._ending.acquire()
         self._note(self._enders.submit(self._finish, output))
 
     def _finish(self, output: Output) -> None:

@@ -18,8 +18,8 @@ from tensorport_hub.errors import DestinationError
 from tensorport_hub.ports import Writer
 
 XORBS = "*/xorbs/*"
-BLOCK, COUNT = 4 << 20, 40
-"""A file's blocks: more than two of the 64 MB that hf_xet sends at a time."""
+BLOCK, COUNT = 4 << 20, 60
+"""A file's blocks: more than three of the 64 MB that hf_xet sends at a time."""
 
 
 @pytest.fixture
@@ -73,6 +73,22 @@ def test_an_upload_that_failed_is_not_waited_for(
         write()
     assert caught.value.transient
     assert time.monotonic() - begun < 10 * 4.0
+
+
+def test_after_a_long_pause_it_waits_again(
+    hub: DevHub, writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A storage that was silent for longer than it was waited for, and goes on, is waited for as before."""
+    monkeypatch.setattr(hub_xet, "_PATIENCE", 2.5)
+    hub.faults.add(Fault("stall", "POST", "cdn", XORBS, seconds=5))
+    hub.faults.add(Fault("stall", "POST", "cdn", XORBS, seconds=1.5, times=None))
+    ahead = []
+    for number in range(COUNT):
+        writer.write(block(number))
+        ahead.append((arrivals(hub), (number + 1) * BLOCK - arrivals(hub) * (64 << 20)))
+    assert writer.finish().size == COUNT * BLOCK
+    assert max(more for arrived, more in ahead if not arrived) > 64 << 20
+    assert max(more for arrived, more in ahead if arrived) < (64 << 20) + 2 * BLOCK
 
 
 def test_who_aborts_is_not_waited_for(hub: DevHub, writer: Writer) -> None:

@@ -16,7 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tensorport_hub.core.walk import Piece
+from tensorport_hub.core.digest import SourceFile
+from tensorport_hub.core.schedule import Schedule
+from tensorport_hub.core.walk import Piece, Walk
 from tensorport_hub.engine import part
 from tensorport_hub.engine.blocks import BlockPool, StopFlag
 from tensorport_hub.engine.budget import Allotment
@@ -173,6 +175,15 @@ class TestSmallFiles:
         run_plan(plan_of(source), source, HookedSink(sink, hook), allotment(workers=1))
         assert open_now == [0, 0, 0]
 
+    def test_one_that_is_made_again_waits_for_room(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It waits for the next file's room in the sink, and that one for its place: the worker ends it."""
+        monkeypatch.setattr(sys.modules["tensorport_hub.engine.run"], "_PATIENCE", 0.1)
+        tensors = [plain(f"a{i}", "F32", (10,)) for i in range(8)]
+        source, sink = source_of(*tensors), MemorySink()
+        flaky = FlakySink(BoundedSink(sink, staging=200), "finish", path="*/a0.npy")
+        run_plan(plan_of(source), source, flaky, allotment(workers=1, ending=1))
+        assert arrays(sink.held) == raw(expected(tensors))
+
     @pytest.mark.parametrize("transient", [False, True])
     def test_one_that_fails(self, transient: bool) -> None:
         """For good: the run ends with its error, and nothing stays open. In passing: it is made again."""
@@ -223,6 +234,20 @@ class TestStopping:
             run_plan(plan_of(source), source, flaky, allotment(block=1000))
         assert 1 <= attempts[1] < 200
         assert not sink.live
+
+    def test_a_walk_that_never_begins(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What fails before the first byte of a file, such as for want of memory, is what the run raises."""
+        source = source_of(*(plain(letter, "F32", (10,)) for letter in "abc"))
+        plan, walk = plan_of(source), Schedule.walk
+
+        def fail(self: Schedule, file: SourceFile) -> Walk:
+            if file.path.startswith("b"):
+                raise MemoryError("no room for a walk")
+            return walk(self, file)
+
+        monkeypatch.setattr(Schedule, "walk", fail)
+        with pytest.raises(MemoryError, match="no room for a walk"):
+            run_plan(plan, source, MemorySink())
 
     def test_files_not_begun_are_not_read(self) -> None:
         """With one lane, a file behind one that failed is never touched."""
@@ -490,6 +515,30 @@ class TestInterruption:
             run_plan(plan, source, HookedSink(MemorySink(), hook), allotment(block=1000))
         assert time.monotonic() - begun < 5
         release.set()
+        sender.join()
+
+    def test_nobody_waits_for_ever_to_finish_a_file(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Workers that waited for others to finish theirs end once the sink lets go, late as that may be."""
+        for seconds in ("_GRACE", "_PATIENCE"):
+            monkeypatch.setattr(sys.modules["tensorport_hub.engine.run"], seconds, 0.3)
+        hung, release = threading.Event(), threading.Event()
+
+        def hook(step: str, path: str) -> None:
+            if step == "finish":
+                hung.set()
+                release.wait(30)
+
+        others = {*threading.enumerate()}
+        source = source_of(*(plain(f"{letter}{i}", "F32", (10,)) for letter in "abc" for i in range(6)))
+        sink, chosen = MemorySink(), allotment(workers=3, lanes=3, ending=1)
+        sender = self.interrupt_when(hung.is_set)
+        with pytest.raises(KeyboardInterrupt):
+            run_plan(plan_of(source), source, HookedSink(sink, hook), chosen)
+        release.set()
+        for thread in {*threading.enumerate()} - others:
+            thread.join(10)
+        assert {*threading.enumerate()} <= others
+        assert not sink.live
         sender.join()
 
 
