@@ -19,11 +19,11 @@ class Page:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path).expanduser().absolute()
+        self.path = Path(os.path.expanduser(path)).absolute()
         folder = self.path.parent
-        if self.path.is_dir():
+        if os.path.isdir(self.path):
             raise UseError(f"report `{path}` is a folder: expected the name of a file")
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             raise UseError(f"report `{path}`: there is no folder `{folder}`", hint="make it first")
         if not os.access(folder, os.W_OK):
             raise UseError(f"report `{path}`: folder `{folder}` may not be written to")
