@@ -275,6 +275,29 @@ def test_step_summary(
     assert "| 20 | 58,372 | 20 |" in summary.read_text()
 
 
+@pytest.mark.parametrize("variable", ["GITHUB_STEP_SUMMARY", "GITHUB_OUTPUT"])
+@pytest.mark.parametrize("form", ["one", "list"])
+def test_files_of_a_step_that_can_not_be_written(
+    gptoss: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    variable: str,
+    form: str,
+) -> None:
+    """Where the runner's files are not to be had, as in a container, that is a warning: what was made is
+    made, and the code of an error is its own."""
+    out, listed = tmp_path / "out", tmp_path / "list.toml"
+    listed.write_text(f'[[mirror]]\nsource = "{gptoss}"\ndestination = "{out}"\n')
+    monkeypatch.setenv(variable, str(tmp_path / "not" / "there"))
+    words = ["mirror", str(gptoss), str(out)] if form == "one" else ["mirror", "--from-file", str(listed)]
+    assert run(*words) == 0
+    warned = f"warning: `{variable}` names `{tmp_path}/not/there`, which can't be written: No such file"
+    assert (warned in capsys.readouterr().err) == (form == "one" or variable == "GITHUB_STEP_SUMMARY")
+    assert (out / "manifest.json").exists()
+    assert run("mirror", str(tmp_path / "nowhere"), str(out)) == 4
+
+
 def test_demo_runs(tmp_path: Path) -> None:
     """`demo` does what the README says, and leaves nothing but what `--keep` asks for."""
     scratch = tmp_path / "scratch"
