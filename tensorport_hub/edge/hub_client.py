@@ -32,6 +32,7 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
+    OfflineModeIsEnabled,
     OIDCError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -148,11 +149,8 @@ class HubClient:
         return Path(found) if isinstance(found, str) else None
 
     def create_repo(self, repo_id: str, *, private: bool) -> None:
-        self.call(
-            lambda api: api.create_repo(repo_id, private=private, exist_ok=True),
-            f"repository `{repo_id}`",
-            DestinationError,
-        )
+        what = f"repository `{repo_id}`"
+        self.call(lambda api: api.create_repo(repo_id, private=private, exist_ok=True), what)
 
     def lfs_batch(
         self, repo_id: str, receipts: Sequence[Receipt]
@@ -313,6 +311,8 @@ def _translated(what: str, refusal: Refusal) -> Iterator[None]:
         raise UseError(f"{what} has an invalid name: {error}") from None
     except HfHubHTTPError as error:
         raise _refused(error, what, refusal) from None
+    except OfflineModeIsEnabled:
+        raise refusal(f"{what} is not asked for: `HF_HUB_OFFLINE` is set", hint="unset it") from None
     except (httpx2.HTTPError, ConnectionError, TimeoutError) as error:
         raise refusal(f"{what} can't be reached: {type(error).__name__}: {error}", transient=True) from None
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:

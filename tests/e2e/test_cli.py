@@ -126,6 +126,16 @@ def test_an_endpoint_without_scheme(
     assert "waiting" not in said
 
 
+def test_offline_asks_nothing(gptoss: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """With `HF_HUB_OFFLINE` a model on the Hub is an error at once, which names it; folders need no Hub."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    program = [sys.executable, "-m", "tensorport_hub", "mirror"]
+    assert subprocess.run([*program, "openai/tiny", str(tmp_path / "x")], env=environment).returncode == 4
+    said = "error: repository `openai/tiny` is not asked for: `HF_HUB_OFFLINE` is set\nhint: "
+    assert capfd.readouterr().err.startswith(said)
+    assert subprocess.run([*program, str(gptoss), str(tmp_path / "x")], env=environment).returncode == 0
+
+
 def test_convert_makes_a_folder(gptoss: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`convert` decodes a local checkpoint into a local folder, without any Hub."""
     out = tmp_path / "out"
