@@ -59,7 +59,8 @@ class HubClient:
     """The Hub's API for one endpoint and one token."""
 
     def __init__(self, *, endpoint: str | None = None, token: str | None = None) -> None:
-        self.endpoint = (endpoint or os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+        named = endpoint or os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
+        self.endpoint = (named or constants._HF_DEFAULT_ENDPOINT).rstrip("/")
         if not self.endpoint.startswith(("http://", "https://")):
             scheme = "http" if re.search(r":\d+$", self.endpoint) else "https"
             raise UseError(

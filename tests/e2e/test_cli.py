@@ -126,6 +126,14 @@ def test_an_endpoint_without_scheme(
     assert "waiting" not in said
 
 
+def test_an_endpoint_that_is_empty() -> None:
+    """As a workflow sets a variable that it was not given: the Hub itself."""
+    ask = "from tensorport_hub.edge.hub_client import HubClient; print(HubClient().endpoint)"
+    environment = {**os.environ, "HF_ENDPOINT": ""}
+    said = subprocess.run([sys.executable, "-c", ask], env=environment, capture_output=True, text=True)
+    assert said.stdout == "https://huggingface.co\n", said.stderr
+
+
 def test_offline_asks_nothing(gptoss: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """With `HF_HUB_OFFLINE` a model on the Hub is an error at once, which names it; folders need no Hub."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
