@@ -67,7 +67,7 @@ def model_folder(location: Location, subfolder: str | None) -> str | None:
     given = subfolder.strip("/") if subfolder else None
     if named and given and named != given:
         raise UseError(f"the source names subfolder `{named}`, `--subfolder` names `{given}`")
-    return subfolder or named
+    return given or named
 
 
 @contextmanager

@@ -133,6 +133,13 @@ def test_two_subfolders(hub: DevHub, model: Path, tmp_path: Path) -> None:
     assert plan(model, out, subfolder="sub").tensors == 1
 
 
+def test_a_subfolder_however_it_is_spelled(hub: DevHub, model: Path, tmp_path: Path) -> None:
+    """One folder, one plan: what is written before and after its name changes nothing that is published."""
+    hub.add_repo("org/a", model)
+    told = {plan("org/a", tmp_path / "out", subfolder=s).plan.fingerprint for s in ("sub", "sub/", "/sub")}
+    assert told == {plan("hf://org/a/sub", tmp_path / "out").plan.fingerprint}
+
+
 class TestLists:
     """Several mirrors at once."""
 
