@@ -21,6 +21,8 @@ class Page:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(os.path.expanduser(path)).absolute()
         folder = self.path.parent
+        if "\0" in str(self.path):
+            raise UseError(f"report `{path}` is the name of no file: it holds a NUL")
         if os.path.isdir(self.path):
             raise UseError(f"report `{path}` is a folder: expected the name of a file")
         if not os.path.isdir(folder):

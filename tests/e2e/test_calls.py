@@ -76,6 +76,8 @@ def test_numbers_and_left_out_options(model: Path, tmp_path: Path) -> None:
         ({"precision": 3}, "`3` is no precision"),
         ({"source": 3}, "`source` must be a text or a path, got 3"),
         ({"destination": b"me/b"}, "`destination` must be a text or a path"),
+        ({"source": "./a\0b"}, "is the name of no folder: it holds a NUL"),
+        ({"destination": "./a\0b"}, "is the name of no folder: it holds a NUL"),
     ],
 )
 def test_wrong_types_are_use_errors(hub: DevHub, given: dict[str, Any], words: str) -> None:
