@@ -46,13 +46,6 @@ def tell(error: TensorportError, words: Sequence[str]) -> None:
 
         step_failure(error)
     if "--json" in words:
-        from tensorport_hub.cli.show import as_json
+        from tensorport_hub.cli.show import as_json, error_json
 
-        as_json(
-            {
-                "error": type(error).__name__,
-                "message": error.message,
-                "hint": error.hint,
-                "exit_code": error.exit_code,
-            }
-        )
+        as_json(error_json(error))

@@ -55,8 +55,7 @@ def _json(attempt: Attempt) -> dict[str, Any]:
     if attempt.result is not None:
         return {**told, "result": shown.mirror_json(attempt.result)}
     assert error is not None
-    words = {"error": type(error).__name__, "message": error.message, "hint": error.hint}
-    return {**told, "error": {**words, "exit_code": error.exit_code}}
+    return {**told, "error": shown.error_json(error)}
 
 
 def _state(attempt: Attempt) -> str:

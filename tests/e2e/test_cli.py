@@ -212,6 +212,12 @@ def test_wrong_use_in_json(words: list[str], said: str, capsys: pytest.CaptureFi
     assert told["hint"]
 
 
+def test_an_error_in_json_is_of_the_one_tree(hub: DevHub, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever class an error has inside, programs are told of one of `errors`."""
+    assert run("verify", "me/nothing", "--json") == 5
+    assert json.loads(capsys.readouterr().out)["error"] == "DestinationError"
+
+
 def test_an_unsupported_scheme_is_refused_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Exit 3, every tensor of it at once, a hint, and nothing written."""
     import numpy as np
