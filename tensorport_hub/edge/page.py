@@ -23,8 +23,8 @@ class Page:
         folder = self.path.parent
         if "\0" in str(self.path):
             raise UseError(f"report `{path}` is the name of no file: it holds a NUL")
-        if os.path.isdir(self.path):
-            raise UseError(f"report `{path}` is a folder: expected the name of a file")
+        if os.path.exists(self.path) and not os.path.isfile(self.path):  # a device would be replaced
+            raise UseError(f"report `{path}` exists and is no file: expected the name of one")
         if not os.path.isdir(folder):
             raise UseError(f"report `{path}`: there is no folder `{folder}`", hint="make it first")
         if not os.access(folder, os.W_OK):
