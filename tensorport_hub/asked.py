@@ -21,11 +21,13 @@ READS = ("http", "xet")
 
 
 def place(given: str | os.PathLike[str], what: str) -> str:
-    """A source, a destination or a file, as text."""
+    """A source, a destination or a file, as text; a path is a folder, whatever its name looks like."""
     text = os.fspath(given) if isinstance(given, os.PathLike) else given
     if not isinstance(text, str):
         raise UseError(f"`{what}` must be a text or a path, got {given!r}")
-    return text
+    if text is given or text.startswith("~"):
+        return text
+    return os.path.join(os.curdir, text)  # which pathlib leaves out
 
 
 def perhaps_place(given: str | os.PathLike[str] | None, what: str) -> str | None:

@@ -9,12 +9,12 @@ compared with the digests of the files that hold them.
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -74,12 +74,12 @@ class Audit:
             self._there.look_for(self.mirror.files)
 
     def _open(self, destination: str, revision: str | None) -> tuple[str, Source]:
-        location = parse_mirror(destination, is_folder=Path(destination).expanduser().is_dir())
+        location = parse_mirror(destination, is_folder=os.path.isdir(os.path.expanduser(destination)))
         if isinstance(location, FolderLocation):
             if revision is not None:
                 raise UseError(f"folder `{destination}` has no revision `{revision}`")
             path = parse_folder(location.path)
-            if not path.is_dir():
+            if not os.path.isdir(path):
                 raise DestinationError(f"destination `{path}` is no folder")
             return str(path), _theirs(lambda: LocalSource(path, is_mirror=True))
         if isinstance(location, GitLocation):

@@ -226,7 +226,7 @@ def _doubles(named: Mapping[str, Order], options: Mapping[str, Any]) -> list[str
         destination = order.destination or default_name("<you>", _name(order, given))
         places: list[tuple[object, object, str]] = [(_place(order, given), destination, "destination")]
         if (page := given.get("report")) is not None:
-            places.append((Path(page).expanduser().absolute(), page, "report"))
+            places.append((Path(os.path.expanduser(page)).absolute(), page, "report"))
         for place, told, kind in places:
             if first.setdefault((kind, place), what) != what:
                 problems.append(

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tensorport_hub import asked
 from tensorport_hub.core import manifest
 from tensorport_hub.core.digest import differing
 from tensorport_hub.core.encode.jax_pickle import JAX_PICKLE
@@ -165,7 +166,7 @@ def open_checkpoint(
         SourceError: it can't be reached or read.
         VerificationError: it has no manifest, or one that contradicts itself or is of an unknown format.
     """
-    location = source_location(os.fspath(repo_or_folder), revision)
+    location = source_location(asked.place(repo_or_folder, "repo_or_folder"), revision)
     if isinstance(location, FolderLocation):
         root = parse_folder(location.path)
         return _open_folder(str(root), None, root, verify=verify, form=format)

@@ -6,7 +6,8 @@ One class a kind of destination. Everything that can be refused is refused befor
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -17,7 +18,8 @@ from tensorport_hub.core.mirror import Mirror
 from tensorport_hub.core.plan import Plan
 from tensorport_hub.core.progress import Progress
 from tensorport_hub.core.tensor import shorten
-from tensorport_hub.edge.local_sink import LocalSink, check_folder, listing
+from tensorport_hub.edge.local_sink import LocalSink, listing
+from tensorport_hub.edge.target import check_folder, check_place
 from tensorport_hub.errors import DestinationError, TensorportError, UseError
 from tensorport_hub.ports import Journal, Published, Sink
 
@@ -112,7 +114,11 @@ class Destination(Protocol):
         """About how many checkpoints a run makes before it publishes; None: one commit does it all."""
 
     def standing(self, plan: Plan, key: str) -> tuple[Mirror, Published] | None:
-        """What stands here, where it is what the plan makes: complete, undamaged, not being made anew."""
+        """What stands here, where it is what the plan makes: complete, undamaged, not being made anew.
+
+        Raises:
+            DestinationError: it is not, and could not be made here.
+        """
 
     def open(self, plan: Plan, key: str, *, writers: int, uploads: int) -> Opened:
         """Begin, or continue what an interrupted run of the plan `key` left.
@@ -137,8 +143,9 @@ class FolderDestination:
         self.inherited = Progress()
         self._standing: Mapping[str, str] = {}
         self.name = str(path)
-        self.exists = path.exists()
-        check_folder(path)
+        with self._looking():
+            self.exists = path.exists()
+            check_folder(path)
         if publication.create_pr or publication.branch is not None:
             raise UseError(f"`{path}` is a folder: it has no branches and no pull requests")
 
@@ -156,13 +163,22 @@ class FolderDestination:
         return len(plan.outputs)
 
     def standing(self, plan: Plan, key: str) -> tuple[Mirror, Published] | None:
-        data = self._manifest()
-        if data is None or LocalSink.is_begun_anew(self._path):
-            return None
-        there = whole(data, listing(self._path, hashed=False), plan)
-        if there is None or proof.check_files(there, listing(self._path, hashed=True)):
+        there = self._whole(plan)
+        if there is None:
+            check_place(self._path)
             return None
         return there, Published(self.name, None, None, changed=False)
+
+    def _whole(self, plan: Plan) -> Mirror | None:
+        """The plan's mirror, where all of it stands there."""
+        data = self._manifest()
+        with self._looking():
+            if data is None or LocalSink.is_begun_anew(self._path):
+                return None
+            there = whole(data, listing(self._path, hashed=False), plan)
+            if there is None or proof.check_files(there, listing(self._path, hashed=True)):
+                return None
+        return there
 
     def open(self, plan: Plan, key: str, *, writers: int, uploads: int) -> Opened:
         outputs = range(len(plan.outputs))
@@ -192,10 +208,22 @@ class FolderDestination:
             VerificationError: it is too large to be a manifest.
         """
         found = self._path / manifest.PATH
-        if not found.is_file():
-            return None
-        manifest.check_size(found.stat().st_size)
-        return found.read_bytes()
+        with self._looking():
+            if not found.is_file():
+                return None
+            manifest.check_size(found.stat().st_size)
+            return found.read_bytes()
+
+    @contextmanager
+    def _looking(self) -> Iterator[None]:
+        """What the system refuses to show of the folder, as ours."""
+        try:
+            yield
+        except OSError as error:
+            raise DestinationError(
+                f"`{error.filename or self._path}` can't be read: {error.strerror}",
+                hint="choose another folder, or change the permissions of this one",
+            ) from None
 
 
 def refuse_other(plan: Plan, data: bytes, name: str, is_anew: Callable[[], bool] | None = None) -> None:

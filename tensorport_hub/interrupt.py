@@ -13,6 +13,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import PurePath
 from types import FrameType
 from typing import NoReturn
@@ -37,7 +38,7 @@ def say(words: Sequence[str]) -> None:
     told = "interrupted: readers see nothing of it\n"
     if words and words[0] in ("mirror", "convert"):
         told += f"hint: `{again(words)}` continues\n"
-    os.write(2, told.encode(errors="surrogateescape"))
+    _write(told.encode(errors="surrogateescape"))
 
 
 def program() -> str:
@@ -56,6 +57,12 @@ def again(words: Sequence[str]) -> str:
     return f"{program()} {shlex.join(kept)}"
 
 
+def _write(told: bytes) -> None:
+    """On stderr, whose reader may be gone: a Ctrl-C ends `tee` as well."""
+    with suppress(OSError):
+        os.write(2, told)
+
+
 def _answer(handler: Callable[[int, FrameType | None], NoReturn]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) != signal.SIG_IGN:  # as in the background of a shell
@@ -64,7 +71,7 @@ def _answer(handler: Callable[[int, FrameType | None], NoReturn]) -> None:
 
 def _end(number: int, _frame: FrameType | None) -> NoReturn:
     if os.isatty(2):
-        os.write(2, b"\n")  # after the terminal's own `^C`
+        _write(b"\n")  # after the terminal's own `^C`
     say(sys.argv[1:])
     os._exit(128 + number)
 

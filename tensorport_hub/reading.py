@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -48,7 +47,7 @@ def source_location(text: str, revision: str | None) -> Location:
         UseError: they contradict each other, or SRC names nothing.
     """
     endpoint = os.environ.get("HF_ENDPOINT", "")
-    location = parse_source(text, is_folder=Path(text).expanduser().is_dir(), endpoint=endpoint)
+    location = parse_source(text, is_folder=os.path.isdir(os.path.expanduser(text)), endpoint=endpoint)
     if revision is None:
         return location
     if isinstance(location, FolderLocation):
@@ -68,7 +67,7 @@ def model_folder(location: Location, subfolder: str | None) -> str | None:
     given = subfolder.strip("/") if subfolder else None
     if named and given and named != given:
         raise UseError(f"the source names subfolder `{named}`, `--subfolder` names `{given}`")
-    return subfolder or named
+    return given or named
 
 
 @contextmanager

@@ -64,6 +64,7 @@ IN_EDGE = {
     "edge.exchange": 0,
     "edge.journal": 0,
     "edge.staging": 0,
+    "edge.target": 0,
     "edge.pace": 0,
     "edge.hub_answers": 0,
     "edge.hub_errors": 0.5,

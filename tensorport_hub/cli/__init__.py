@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import click
 
 from tensorport_hub import __version__, interrupt
-from tensorport_hub.cli import ending, local, many, options
+from tensorport_hub.cli import ending, local, many, options, streams
 from tensorport_hub.errors import TensorportError, UseError, VerificationError
 
 
@@ -203,24 +203,29 @@ def _display(given: dict[str, Any]) -> Any:
 def main(argv: list[str] | None = None) -> NoReturn:
     """Run the program and exit with its code."""
     words = sys.argv[1:] if argv is None else argv
+    with streams.standing() as out:
+        code = _run(words)
+        out.flush()
+        if code == 0 and out.error is not None:
+            code = ending.unsaid(out.error)
+    sys.exit(code)
+
+
+def _run(words: list[str]) -> int:
+    """Carry out the command; its exit code."""
     try:
         ended = cli.main(words, prog_name=interrupt.program(), standalone_mode=False)
-        code = ended if isinstance(ended, int) else 0
+        return ended if isinstance(ended, int) else 0
     except click.ClickException as error:
-        code = error.exit_code
         if words:
             ending.tell(ending.use_error(error), words)
         else:
             error.show()  # the page of help
+        return error.exit_code
     except TensorportError as error:
-        code = error.exit_code
         ending.tell(error, words)
+        return error.exit_code
     except click.Abort as error:  # how click passes an interrupt on
         interrupt.say(words)
         code = 143 if isinstance(error.__cause__, interrupt.Terminated) else 130
         os._exit(code)  # threads may still wait for a silent server
-    except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the interpreter's own flush)
-        code = 141
-    sys.stdout.flush()
-    sys.exit(code)

@@ -1,14 +1,17 @@
 """What GitHub Actions is told: a Markdown summary of the run, and a step's outputs.
 
 Both are files that the runner names in `GITHUB_STEP_SUMMARY` and `GITHUB_OUTPUT`, read when the step is over;
-without the variables nothing is written. A value of an output stands between two lines of a random word, so
-that no value can end itself and begin another output.
+without the variables nothing is written, and where they can't be written, a warning says so: that is no
+failure of the run. A value of an output stands between two lines of a random word, so that no value can end
+itself and begin another output.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
+
+import click
 
 from tensorport_hub.cli.show import manifest_place, rounding
 from tensorport_hub.core.size import format_size
@@ -18,21 +21,21 @@ from tensorport_hub.results import MirrorResult
 
 def step_results(result: MirrorResult) -> None:
     """The summary and the outputs of a mirror that was made."""
-    _append("GITHUB_STEP_SUMMARY", _summary(result))
+    append("GITHUB_STEP_SUMMARY", _summary(result))
     outputs = {
         "commit-url": result.commit_url or "",
         "pr-url": result.pr_url or "",
         "manifest": manifest_place(result),
         "changed": "true" if result.changed else "false",
     }
-    _append("GITHUB_OUTPUT", "".join(_output(name, value) for name, value in outputs.items()))
+    append("GITHUB_OUTPUT", "".join(_output(name, value) for name, value in outputs.items()))
 
 
 def step_failure(error: TensorportError) -> None:
     """The summary of a run that an error ended."""
     said = [f"error: {error.message}", *([f"hint: {error.hint}"] if error.hint else [])]
     quoted = "".join(f"    {line}\n" for text in said for line in text.splitlines())
-    _append("GITHUB_STEP_SUMMARY", f"### Not done: nothing was published\n\n{quoted}\n")
+    append("GITHUB_STEP_SUMMARY", f"### Not done: nothing was published\n\n{quoted}\n")
 
 
 def _summary(result: MirrorResult) -> str:
@@ -74,8 +77,15 @@ def _output(name: str, value: str) -> str:
     return f"{name}<<{word}\n{value}\n{word}\n"
 
 
-def _append(variable: str, text: str) -> None:
+def append(variable: str, text: str) -> None:
+    """Add a text to the file that an environment variable names, if there is one."""
     path = os.environ.get(variable)
-    if path:
+    if not path:
+        return
+    try:
         with open(path, "a", encoding="utf-8") as file:
             file.write(text)
+    except OSError as error:
+        click.echo(
+            f"warning: `{variable}` names `{path}`, which can't be written: {error.strerror}", err=True
+        )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import traceback
 from collections.abc import Sequence
 
 import click
 
-from tensorport_hub.errors import TensorportError, UseError
+from tensorport_hub.errors import DestinationError, TensorportError, UseError
 
 
 def use_error(error: click.ClickException) -> UseError:
@@ -19,6 +20,18 @@ def use_error(error: click.ClickException) -> UseError:
     context = getattr(error, "ctx", None)
     usage = f"`{context.command_path} --help` says what is expected" if context is not None else ""
     return UseError(said[:1].lower() + said[1:], hint=f"did you mean `{near[0]}`?" if near else usage)
+
+
+def unsaid(error: OSError) -> int:
+    """The exit code where stdout did not take the result of what was done."""
+    if error.errno == errno.EPIPE:
+        return 141  # as of every program whose reader leaves the pipe: 128 and SIGPIPE
+    refused = DestinationError(
+        f"stdout can't be written: {error.strerror}",
+        hint="what was to be done is done: only its result is lost",
+    )
+    tell(refused, ())
+    return refused.exit_code
 
 
 def tell(error: TensorportError, words: Sequence[str]) -> None:
@@ -33,13 +46,6 @@ def tell(error: TensorportError, words: Sequence[str]) -> None:
 
         step_failure(error)
     if "--json" in words:
-        from tensorport_hub.cli.show import as_json
+        from tensorport_hub.cli.show import as_json, error_json
 
-        as_json(
-            {
-                "error": type(error).__name__,
-                "message": error.message,
-                "hint": error.hint,
-                "exit_code": error.exit_code,
-            }
-        )
+        as_json(error_json(error))

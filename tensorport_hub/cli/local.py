@@ -7,6 +7,7 @@ destination that refuses.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -89,7 +90,7 @@ def devhub(context: click.Context, root: str, port: int, cdn_port: int, xet: str
     Its token is that of the user `me`, who may write to me/NAME and read all that is public: `devhub add`
     puts models into it, `devhub token` makes other tokens.
     """
-    folder = Path(root).expanduser().absolute()
+    folder = Path(os.path.expanduser(root)).absolute()
     context.obj = folder
     if context.invoked_subcommand is not None:
         return
@@ -114,7 +115,7 @@ def devhub(context: click.Context, root: str, port: int, cdn_port: int, xet: str
 
 def _chosen(default: Path, root: str | None) -> Path:
     """The folder that a command's own `--root` names, else that of `devhub --root`."""
-    return Path(root).expanduser().absolute() if root else default
+    return Path(os.path.expanduser(root)).absolute() if root else default
 
 
 _root_option = click.option("--root", metavar="DIR", help="The devhub's folder.")

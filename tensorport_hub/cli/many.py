@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -56,8 +55,7 @@ def _json(attempt: Attempt) -> dict[str, Any]:
     if attempt.result is not None:
         return {**told, "result": shown.mirror_json(attempt.result)}
     assert error is not None
-    words = {"error": type(error).__name__, "message": error.message, "hint": error.hint}
-    return {**told, "error": {**words, "exit_code": error.exit_code}}
+    return {**told, "error": shown.error_json(error)}
 
 
 def _state(attempt: Attempt) -> str:
@@ -93,10 +91,8 @@ def _text(result: MirrorsResult) -> str:
 
 
 def _step_summary(result: MirrorsResult) -> None:
-    """A Markdown table for GitHub Actions, where that is where we run."""
-    path = os.environ.get("GITHUB_STEP_SUMMARY")
-    if not path:
-        return
+    """A Markdown table for GitHub Actions."""
+    from tensorport_hub.cli import actions
     from tensorport_hub.cli import show as shown
 
     rows = [
@@ -116,5 +112,4 @@ def _step_summary(result: MirrorsResult) -> None:
             said = attempt.error.message if attempt.error else ""
             said = said.replace("|", "\\|").replace("\n", " ")
             rows.append(f"| {attempt.source} | {to} | **failed**: {said} | | | | |")
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(f"### {_counts(result)}\n\n" + "\n".join(rows) + "\n")
+    actions.append("GITHUB_STEP_SUMMARY", f"### {_counts(result)}\n\n" + "\n".join(rows) + "\n")

@@ -15,6 +15,7 @@ from tensorport_hub.core import manifest
 from tensorport_hub.core.forecast import Forecast
 from tensorport_hub.core.size import format_size
 from tensorport_hub.core.tensor import shorten
+from tensorport_hub.errors import TensorportError
 from tensorport_hub.results import Inspection, MirrorResult, PlanResult, Stats, TensorInfo, Verification
 
 _LISTED = 40
@@ -43,6 +44,17 @@ def mirror_json(result: MirrorResult) -> dict[str, Any]:
         "shards": stats.shards,
     }
     return {**shown, "manifest": manifest_place(result), "totals": totals, "stats": asdict(stats)}
+
+
+def error_json(error: TensorportError) -> dict[str, Any]:
+    """What programs are told of an error; of classes that only we know, whose fault it is."""
+    kind = next(kind for kind in type(error).__mro__ if kind.__module__ == TensorportError.__module__)
+    return {
+        "error": kind.__name__,
+        "message": error.message,
+        "hint": error.hint,
+        "exit_code": error.exit_code,
+    }
 
 
 def manifest_place(result: MirrorResult) -> str:

@@ -60,6 +60,10 @@ class FolderLocation:
 
     path: str
 
+    def __post_init__(self) -> None:
+        if "\0" in self.path:
+            raise UseError(f"`{self.path}` is the name of no folder: it holds a NUL")
+
 
 @dataclass(frozen=True)
 class GitLocation:

@@ -53,7 +53,8 @@ class HubClient:
     """The Hub's API for one endpoint and one token."""
 
     def __init__(self, *, endpoint: str | None = None, token: str | None = None) -> None:
-        self.endpoint = (endpoint or os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+        named = endpoint or os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
+        self.endpoint = (named or constants._HF_DEFAULT_ENDPOINT).rstrip("/")
         if not self.endpoint.startswith(("http://", "https://")):
             scheme = "http" if re.search(r":\d+$", self.endpoint) else "https"
             raise UseError(
@@ -143,11 +144,8 @@ class HubClient:
         return Path(found) if isinstance(found, str) else None
 
     def create_repo(self, repo_id: str, *, private: bool) -> None:
-        self.call(
-            lambda api: api.create_repo(repo_id, private=private, exist_ok=True),
-            f"repository `{repo_id}`",
-            DestinationError,
-        )
+        what = f"repository `{repo_id}`"
+        self.call(lambda api: api.create_repo(repo_id, private=private, exist_ok=True), what)
 
     def lfs_batch(
         self, repo_id: str, receipts: Sequence[Receipt]

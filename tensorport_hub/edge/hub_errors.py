@@ -10,6 +10,7 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
+    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -38,6 +39,8 @@ def translated(what: str, refusal: Refusal) -> Iterator[None]:
         raise UseError(f"{what} has an invalid name: {error}") from None
     except HfHubHTTPError as error:
         raise _refused(error, what, refusal) from None
+    except OfflineModeIsEnabled:
+        raise refusal(f"{what} is not asked for: `HF_HUB_OFFLINE` is set", hint="unset it") from None
     except (httpx2.HTTPError, ConnectionError, TimeoutError) as error:
         raise refusal(f"{what} can't be reached: {type(error).__name__}: {error}", transient=True) from None
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:

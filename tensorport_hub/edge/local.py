@@ -32,8 +32,10 @@ class LocalSource:
 
     def __init__(self, root: Path, *, is_mirror: bool = False) -> None:
         """List the folder; in a mirror a git-LFS pointer counts as the file that it stands for."""
-        if not root.is_dir():
+        if not os.path.isdir(root):
             raise SourceError(f"source `{root}` is no folder")
+        if not os.access(root, os.R_OK | os.X_OK):
+            raise SourceError(f"folder `{root}` can't be read: its permissions forbid it")
         self._root, self._is_mirror = root, is_mirror
         self._stats: dict[str, tuple[int, int]] = {}
         self._pointers: set[str] = set()
@@ -54,7 +56,7 @@ class LocalSource:
 
     def _note(self, path: str) -> None:
         found = self._root / path
-        if found.is_file():
+        if os.path.isfile(found):
             stat = found.stat()
             self._stats[path] = (stat.st_size, stat.st_mtime_ns)
 
@@ -141,8 +143,7 @@ def parse_folder(text: str) -> Path:
     """
     if not text.strip():
         raise UseError("the name of a folder is empty: expected one such as `./out`")
-    path = Path(text).expanduser().absolute()
-    path = Path(os.path.normpath(path))
+    path = Path(os.path.abspath(os.path.expanduser(text)))
     if path == path.parent:
         raise UseError(f"`{text}` is the root of a file system: expected a folder")
     return path

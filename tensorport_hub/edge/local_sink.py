@@ -20,9 +20,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from tensorport_hub.core.digest import SourceFile
-from tensorport_hub.core.manifest import PATH, check_size, listed_files
+from tensorport_hub.core.manifest import PATH
 from tensorport_hub.edge.exchange import aside, exchange, locked, mend
 from tensorport_hub.edge.journal import JournalFile
+from tensorport_hub.edge.target import WHERE, check_folder, check_place, followed
 from tensorport_hub.errors import DestinationError
 from tensorport_hub.ports import Published, Receipt
 
@@ -62,7 +63,8 @@ class LocalSink:
             DestinationError: the target holds something else, another run writes to it, another plan's
                 interrupted run is kept there, or the disk refuses.
         """
-        target = Path(os.path.realpath(target)) if target.is_symlink() else target
+        check_place(target)
+        target = followed(target)
         self._target = target
         self._work = _work_of(target)
         self._out, self._publishing = self._work / "out", self._work / _PUBLISHING
@@ -164,8 +166,7 @@ class LocalSink:
             _flush_folder(target.parent)
         except OSError as error:
             raise DestinationError(
-                f"`{target}` can't take the finished mirror: {error.strerror}",
-                hint="choose a folder whose parent can be written, and which is no mount point",
+                f"`{target}` can't take the finished mirror: {error.strerror}", hint=WHERE
             ) from None
         self._keep = False
         return Published(str(target), None, None, changed=True)
@@ -264,7 +265,7 @@ def _sha256(path: Path) -> str:
 
 def _work_of(target: Path, *names: str) -> Path:
     """Where everything lies until the commit."""
-    target = Path(os.path.realpath(target)) if target.is_symlink() else target
+    target = followed(target)
     return target.parent.joinpath(f".{target.name}.tensorport", *names)
 
 
@@ -290,44 +291,6 @@ def listing(folder: Path, *, hashed: bool) -> list[SourceFile]:
 
 def _refused(path: str, error: OSError) -> DestinationError:
     return DestinationError(f"`{path}` can't be written: {error.strerror}")
-
-
-def check_folder(target: Path) -> None:
-    """Only an empty folder, or a mirror of ours with nothing else in it, may be replaced.
-
-    Raises:
-        DestinationError: it is neither.
-        VerificationError: its manifest is too large to be read.
-    """
-    if not target.exists():
-        return
-    if not target.is_dir():
-        raise DestinationError(f"destination `{target}` exists and is no folder")
-    found = {path.relative_to(target).as_posix() for path in target.rglob("*") if _is_entry(path)}
-    if not found:
-        return
-    manifest, listed = target / PATH, None
-    if manifest.is_file():
-        check_size(manifest.stat().st_size)
-        listed = listed_files(manifest.read_bytes())
-    if listed is None:
-        is_git = {"HEAD", "config"} <= found and (target / "objects").is_dir()
-        raise DestinationError(
-            f"destination `{target}` is not empty and holds no mirror of ours",
-            hint=f"as a git repository it is `git+file://{target}`" if is_git else "choose an empty folder",
-        )
-    strangers = sorted(found - listed - {PATH})
-    if strangers:
-        raise DestinationError(
-            f"destination `{target}` holds {len(strangers)} files that its manifest does not list,"
-            f" the first is `{strangers[0]}`",
-            hint="they would be lost: move them away first",
-        )
-
-
-def _is_entry(path: Path) -> bool:
-    """Whether something would be lost with it: anything but a folder; a link to one is an entry too."""
-    return path.is_symlink() or not path.is_dir()
 
 
 def _flush_folder(folder: Path) -> None:

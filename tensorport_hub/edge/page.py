@@ -19,11 +19,13 @@ class Page:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path).expanduser().absolute()
+        self.path = Path(os.path.expanduser(path)).absolute()
         folder = self.path.parent
-        if self.path.is_dir():
-            raise UseError(f"report `{path}` is a folder: expected the name of a file")
-        if not folder.is_dir():
+        if "\0" in str(self.path):
+            raise UseError(f"report `{path}` is the name of no file: it holds a NUL")
+        if os.path.exists(self.path) and not os.path.isfile(self.path):  # a device would be replaced
+            raise UseError(f"report `{path}` exists and is no file: expected the name of one")
+        if not os.path.isdir(folder):
             raise UseError(f"report `{path}`: there is no folder `{folder}`", hint="make it first")
         if not os.access(folder, os.W_OK):
             raise UseError(f"report `{path}`: folder `{folder}` may not be written to")

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from tensorport_hub import convert, inspect, mirror, mirror_all, plan, verify
+from tensorport_hub import convert, inspect, mirror, mirror_all, open_checkpoint, plan, verify
 from tensorport_hub.batch import keys, read_orders
 from tensorport_hub.cli import main
 from tensorport_hub.core.orders import Order
 from tensorport_hub.devhub import DevHub
-from tensorport_hub.errors import UseError
+from tensorport_hub.errors import DestinationError, SourceError, UseError
 from tensorport_hub.ports import Begun, Event
 
 MODEL = save({"w": np.arange(4, dtype=np.float32)})
@@ -41,6 +41,24 @@ def test_paths_are_places(model: Path, tmp_path: Path) -> None:
     assert mirror_all([Order(model, tmp_path / "three")]).ok  # type: ignore[arg-type]
     (tmp_path / "list.toml").write_text(f'[[mirror]]\nsource = "{model}"\ndestination = "{tmp_path}/four"\n')
     assert mirror_all(tmp_path / "list.toml").ok
+
+
+def test_a_path_is_never_a_name_on_the_hub(
+    hub: DevHub, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`Path("me/out")` is a folder, there or not: nothing is published, and nothing read from the Hub."""
+    monkeypatch.chdir(tmp_path)
+    hub.add_repo("me/there", {"model.safetensors": MODEL})
+    hub.forget()
+    assert mirror(model, Path("me/out")).destination == str(tmp_path / "me" / "out")
+    assert plan(Path("model"), Path("out")).destination == str(tmp_path / "out")
+    assert mirror_all([Order(model, Path("me/two"))]).attempts[0].destination == str(tmp_path / "me" / "two")  # type: ignore[arg-type]
+    assert verify(Path("me/out")).ok
+    assert len(open_checkpoint(Path("me/out"))) == 1
+    for verb, fault in ((inspect, SourceError), (open_checkpoint, SourceError), (verify, DestinationError)):
+        with pytest.raises(fault, match="is no folder"):
+            verb(Path("me/there"))
+    assert hub.seen == []
 
 
 def test_numbers_and_left_out_options(model: Path, tmp_path: Path) -> None:
@@ -76,6 +94,8 @@ def test_numbers_and_left_out_options(model: Path, tmp_path: Path) -> None:
         ({"precision": 3}, "`3` is no precision"),
         ({"source": 3}, "`source` must be a text or a path, got 3"),
         ({"destination": b"me/b"}, "`destination` must be a text or a path"),
+        ({"source": "./a\0b"}, "is the name of no folder: it holds a NUL"),
+        ({"destination": "./a\0b"}, "is the name of no folder: it holds a NUL"),
     ],
 )
 def test_wrong_types_are_use_errors(hub: DevHub, given: dict[str, Any], words: str) -> None:
@@ -131,6 +151,13 @@ def test_two_subfolders(hub: DevHub, model: Path, tmp_path: Path) -> None:
     assert hub.seen == []
     assert plan("hf://org/a/sub", out, subfolder="sub/").tensors == 1
     assert plan(model, out, subfolder="sub").tensors == 1
+
+
+def test_a_subfolder_however_it_is_spelled(hub: DevHub, model: Path, tmp_path: Path) -> None:
+    """One folder, one plan: what is written before and after its name changes nothing that is published."""
+    hub.add_repo("org/a", model)
+    told = {plan("org/a", tmp_path / "out", subfolder=s).plan.fingerprint for s in ("sub", "sub/", "/sub")}
+    assert told == {plan("hf://org/a/sub", tmp_path / "out").plan.fingerprint}
 
 
 class TestLists:

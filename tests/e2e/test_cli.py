@@ -126,6 +126,24 @@ def test_an_endpoint_without_scheme(
     assert "waiting" not in said
 
 
+def test_an_endpoint_that_is_empty() -> None:
+    """As a workflow sets a variable that it was not given: the Hub itself."""
+    ask = "from tensorport_hub.edge.hub_client import HubClient; print(HubClient().endpoint)"
+    environment = {**os.environ, "HF_ENDPOINT": ""}
+    said = subprocess.run([sys.executable, "-c", ask], env=environment, capture_output=True, text=True)
+    assert said.stdout == "https://huggingface.co\n", said.stderr
+
+
+def test_offline_asks_nothing(gptoss: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """With `HF_HUB_OFFLINE` a model on the Hub is an error at once, which names it; folders need no Hub."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    program = [sys.executable, "-m", "tensorport_hub", "mirror"]
+    assert subprocess.run([*program, "openai/tiny", str(tmp_path / "x")], env=environment).returncode == 4
+    said = "error: repository `openai/tiny` is not asked for: `HF_HUB_OFFLINE` is set\nhint: "
+    assert capfd.readouterr().err.startswith(said)
+    assert subprocess.run([*program, str(gptoss), str(tmp_path / "x")], env=environment).returncode == 0
+
+
 def test_convert_makes_a_folder(gptoss: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`convert` decodes a local checkpoint into a local folder, without any Hub."""
     out = tmp_path / "out"
@@ -192,6 +210,12 @@ def test_wrong_use_in_json(words: list[str], said: str, capsys: pytest.CaptureFi
     assert (told["error"], told["exit_code"]) == ("UseError", 2)
     assert said in told["message"]
     assert told["hint"]
+
+
+def test_an_error_in_json_is_of_the_one_tree(hub: DevHub, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever class an error has inside, programs are told of one of `errors`."""
+    assert run("verify", "me/nothing", "--json") == 5
+    assert json.loads(capsys.readouterr().out)["error"] == "DestinationError"
 
 
 def test_an_unsupported_scheme_is_refused_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -273,6 +297,29 @@ def test_step_summary(
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
     assert run("convert", "--input", str(gptoss), "--output", str(tmp_path / "out")) == 0
     assert "| 20 | 58,372 | 20 |" in summary.read_text()
+
+
+@pytest.mark.parametrize("variable", ["GITHUB_STEP_SUMMARY", "GITHUB_OUTPUT"])
+@pytest.mark.parametrize("form", ["one", "list"])
+def test_files_of_a_step_that_can_not_be_written(
+    gptoss: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    variable: str,
+    form: str,
+) -> None:
+    """Where the runner's files are not to be had, as in a container, that is a warning: what was made is
+    made, and the code of an error is its own."""
+    out, listed = tmp_path / "out", tmp_path / "list.toml"
+    listed.write_text(f'[[mirror]]\nsource = "{gptoss}"\ndestination = "{out}"\n')
+    monkeypatch.setenv(variable, str(tmp_path / "not" / "there"))
+    words = ["mirror", str(gptoss), str(out)] if form == "one" else ["mirror", "--from-file", str(listed)]
+    assert run(*words) == 0
+    warned = f"warning: `{variable}` names `{tmp_path}/not/there`, which can't be written: No such file"
+    assert (warned in capsys.readouterr().err) == (form == "one" or variable == "GITHUB_STEP_SUMMARY")
+    assert (out / "manifest.json").exists()
+    assert run("mirror", str(tmp_path / "nowhere"), str(out)) == 4
 
 
 def test_demo_runs(tmp_path: Path) -> None:

@@ -557,7 +557,7 @@ class TestSinkFolder:
     def test_parent_that_can_not_be_written(self, tmp_path: Path) -> None:
         """A staging folder that can't be made is a `DestinationError`."""
         (tmp_path / "file").write_bytes(b"")
-        with pytest.raises(DestinationError, match="can't be written"):
+        with pytest.raises(DestinationError, match="is no folder that can be written"):
             open_sink(tmp_path / "file" / "out")
 
     def test_partial_system_writes_are_continued(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -111,9 +112,11 @@ def test_the_command_line_writes_it_too(gptoss: Path, tmp_path: Path) -> None:
 
 
 def test_where_no_page_can_be_is_said_before_anything_runs(gptoss: Path, tmp_path: Path) -> None:
-    """A folder, a missing folder, a place inside the mirror: exit 2 at once, and nothing is written."""
-    out = tmp_path / "out"
-    for place in (tmp_path, tmp_path / "no" / "page.html", out / "page.html"):
+    """A folder, a pipe or a device, a missing folder, a place inside the mirror: exit 2 at once, and nothing
+    is written."""
+    out, pipe = tmp_path / "out", tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for place in (tmp_path, pipe, tmp_path / "no" / "page.html", out / "page.html"):
         if place.parent == out:
             mirror(str(gptoss), str(out))
         events: list[Event] = []
