@@ -2,7 +2,7 @@
 
 It finds endpoint and token as every Hub tool does (but at the time of the call, not of the import), makes
 commits from content that is already uploaded, and has errors of ours raised (`hub_errors`). Nothing here
-retries by itself; see `retry`.
+retries by itself (see `retry`), but for the client's own questions how small files are stored.
 
 Facts are those of huggingface_hub 2.x: an LFS entry of a commit is path, sha256 and size, and
 `CommitOperationAdd` skips its upload once `_is_uploaded` is set.
@@ -28,7 +28,7 @@ from huggingface_hub import (
 )
 from huggingface_hub._commit_api import _fetch_upload_modes
 from huggingface_hub.errors import HfHubHTTPError, OIDCError
-from huggingface_hub.lfs import UploadInfo, post_lfs_batch_info
+from huggingface_hub.lfs import LFS_HEADERS, UploadInfo
 from huggingface_hub.utils._headers import build_hf_headers
 from huggingface_hub.utils._http import fix_hf_endpoint_in_url, get_session, hf_raise_for_status
 from huggingface_hub.utils._validators import validate_repo_id
@@ -152,25 +152,32 @@ class HubClient:
     ) -> list[LfsUpload | DestinationError | None]:
         """How to upload each of these objects; None where the Hub has it already, or why it refuses it."""
         paths = {receipt.sha256: receipt.path for receipt in receipts}
-        infos = {receipt.sha256: _upload_info(receipt) for receipt in receipts}
+        sizes = {receipt.sha256: receipt.size for receipt in receipts}
+        asked = {
+            "operation": "upload",
+            "transfers": ["basic", "multipart"],
+            "objects": [{"oid": oid, "size": size} for oid, size in sizes.items()],
+            "hash_algo": "sha256",
+        }
 
-        def ask(api: HfApi) -> list[LfsUpload | DestinationError | None]:
-            objects, errors, _ = post_lfs_batch_info(
-                infos.values(), None, "model", repo_id, endpoint=self.endpoint, headers=self.headers()
-            )
+        def ask() -> list[LfsUpload | DestinationError | None]:
+            url = f"{self.endpoint}/{repo_id}.git/info/lfs/objects/batch"
+            response = get_session().post(url, json=asked, headers=LFS_HEADERS | self.headers())
+            hf_raise_for_status(response)
             answers: dict[str, LfsUpload | DestinationError | None] = {}
-            for one in objects:
-                answers[one["oid"]] = upload_of(one.get("actions") or {})
-            for one in errors:
-                said = shorten(one["error"].get("message"))
-                refused = f"`{paths[one['oid']]}` is refused by the LFS server: {said}"
-                answers[one["oid"]] = DestinationError(refused)
+            for one in response.json()["objects"]:
+                if "error" in one:
+                    said = shorten(one["error"].get("message"))
+                    refused = f"`{paths[one['oid']]}` is refused by the LFS server: {said}"
+                    answers[one["oid"]] = DestinationError(refused)
+                else:
+                    answers[one["oid"]] = upload_of(one.get("actions") or {})
             if answers.keys() != paths.keys():
                 raise ValueError("it is not about the objects that were asked for")
             return [answers[receipt.sha256] for receipt in receipts]
 
         more = f" and {len(receipts) - 1} more" if len(receipts) > 1 else ""
-        return self.call(ask, f"upload of `{receipts[0].path}`{more}")
+        return self.call(lambda api: ask(), f"upload of `{receipts[0].path}`{more}")
 
     def lfs_paths(self, repo_id: str, files: Sequence[tuple[str, bytes]]) -> frozenset[str]:
         """Which of these files the Hub stores as LFS: by its attributes, or as large or binary."""
