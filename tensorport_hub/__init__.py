@@ -52,3 +52,7 @@ def __getattr__(name: str) -> Any:
 
         return TensorportError
     raise AttributeError(f"module `tensorport_hub` has no attribute `{name}`")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -295,8 +295,8 @@ def verify(
     asked.check_texts(locals(), "revision", "token")
     if sample is not None and (type(sample) is not int or sample < 1):
         raise UseError(f"sample must be a whole number and at least 1, got {sample!r}")
-    if not against_source and (sample is not None or source is not None):
-        raise UseError("`--sample` and `--source` mean something with `--against-source` only")
+    if not against_source and any(given is not None for given in (sample, seed, source)):
+        raise UseError("`--sample`, `--seed` and `--source` mean something with `--against-source` only")
     limits, meter = Limits.of(workers, max_memory), Meter(on_event)
     with Audit(destination, revision, token, meter) as audit:
         depth, faults, again = [audit.listing], audit.check_listing(), None

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
+import tensorport_hub
 from tensorport_hub import convert, inspect, mirror, mirror_all, open_checkpoint, plan, verify
 from tensorport_hub.batch import keys, read_orders
 from tensorport_hub.cli import main
@@ -28,6 +29,12 @@ def model(tmp_path: Path) -> Path:
         folder.mkdir()
         (folder / "model.safetensors").write_bytes(MODEL)
     return tmp_path / "model"
+
+
+def test_a_prompt_completes_the_verbs() -> None:
+    """What is loaded when it is first used is shown before, and all that is shown is there."""
+    assert {"mirror", "plan", "open_checkpoint"} <= set(dir(tensorport_hub))
+    assert all(hasattr(tensorport_hub, name) for name in dir(tensorport_hub))
 
 
 def test_paths_are_places(model: Path, tmp_path: Path) -> None:

@@ -320,6 +320,7 @@ class TestCommand:
             (["./absent"], 5),
             (["me/tiny-npy", "--sample", "0", "--against-source"], 2),
             (["me/tiny-npy", "--sample", "2"], 2),
+            (["me/tiny-npy", "--seed", "2"], 2),
             (["openai/tiny"], 6),
         ],
     )
