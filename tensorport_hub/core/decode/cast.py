@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from tensorport_hub.core.decode.bits import float8, look_up
 from tensorport_hub.core.decode.decoder import Dense
-from tensorport_hub.core.decode.half import PIECE, to_float, to_half
+from tensorport_hub.core.decode.half import PIECE, ToHalf, to_float
 from tensorport_hub.core.tensor import DTYPES, DType
 
 
@@ -79,9 +79,10 @@ def cast(values: Dense, source: DType, target: DType, *, saturate: bool = False)
 def _to_float16(exact: npt.NDArray[np.float32], saturate: bool) -> tuple[Dense, Losses]:
     """Piece by piece, the quick way; numpy's where one overflows or is no number."""
     out, losses = np.empty(exact.size, np.float16), Losses()
+    to_half = ToHalf(min(exact.size, PIECE))
     for start in range(0, exact.size, PIECE):
         piece, room = exact[start : start + PIECE], out[start : start + PIECE]
-        underflow = to_half(piece, room)
+        underflow = to_half.round(piece, room)
         if underflow is None:
             room[:], cost = _round(piece, DTYPES["F16"], saturate)
             losses.add(cost)

@@ -15,8 +15,8 @@ from tensorport_hub.core.decode.bits import Floats
 
 Halves = npt.NDArray[np.float16]
 
-PIECE = 1 << 15
-"""Values that `to_half` takes: what is between its steps stays in the cache."""
+PIECE = 1 << 16
+"""Values that `ToHalf` takes at a time at most: what is between its steps stays in the cache."""
 _MAGNITUDE, _EXPONENT = np.uint32(0x7FFFFFFF), np.uint32(0x7F800000)
 _LEAST = np.full(PIECE, (127 - 14) << 23, np.uint32)
 """2^-14, the smallest normal float16; an array, since `maximum` with a scalar is several times slower."""
@@ -26,33 +26,47 @@ _BIAS = np.uint16((15 - 127 - 1 << 10) % (1 << 16))
 """From float32's exponent to float16's, where a significand brings a 1 above its ten bits."""
 
 
-def to_half(values: Floats, out: Halves) -> int | None:
-    """Round at most `PIECE` 1-D values to float16.
+class ToHalf:
+    """Rounds float32 to float16, piece by piece; the arrays between its steps are made once.
 
-    Returns:
-        How many that are not 0 became 0; None, and `out` is not touched, if one overflows or is no number.
+    Args:
+        size: of the largest piece, at most `PIECE`.
     """
-    bits, codes = values.view(np.uint32), out.view(np.uint16)
-    sums = bits & _MAGNITUDE
-    if sums.max(initial=0) >= _TOO_LARGE:
-        return None
-    words = sums & _EXPONENT
-    np.maximum(words, _LEAST[: words.size], out=words)
-    scaled = sums.view(np.float32)
-    np.multiply(scaled, np.float32(2**-13), out=scaled)
-    np.add(scaled, words.view(np.float32), out=scaled)
-    np.right_shift(sums, np.uint32(13), out=words)
-    np.add(words, sums, out=words)
-    np.copyto(codes, words, casting="unsafe")
-    codes += _BIAS
-    underflow = 0
-    if codes.min(initial=1) == 0:
-        underflow = int(np.count_nonzero(bits & _MAGNITUDE) - np.count_nonzero(codes))
-    np.right_shift(bits, np.uint32(16), out=words)
-    signs = words.astype(np.uint16)
-    signs &= np.uint16(1 << 15)
-    codes |= signs
-    return underflow
+
+    def __init__(self, size: int) -> None:
+        self._sums, self._words = np.empty((2, size), np.uint32)
+        self._signs = np.empty(size, np.uint16)
+
+    def round(self, values: Floats, out: Halves) -> int | None:
+        """Round 1-D values.
+
+        Returns:
+            How many that are not 0 became 0; None, and `out` is not touched, if one overflows or is no
+            number.
+        """
+        size = values.size
+        sums, words, signs = self._sums[:size], self._words[:size], self._signs[:size]
+        bits, codes = values.view(np.uint32), out.view(np.uint16)
+        np.bitwise_and(bits, _MAGNITUDE, out=sums)
+        if sums.max(initial=0) >= _TOO_LARGE:
+            return None
+        np.bitwise_and(sums, _EXPONENT, out=words)
+        np.maximum(words, _LEAST[:size], out=words)
+        scaled = sums.view(np.float32)
+        np.multiply(scaled, np.float32(2**-13), out=scaled)
+        np.add(scaled, words.view(np.float32), out=scaled)
+        np.right_shift(sums, np.uint32(13), out=words)
+        np.add(words, sums, out=words)
+        np.copyto(codes, words, casting="unsafe")
+        codes += _BIAS
+        underflow = 0
+        if codes.min(initial=1) == 0:
+            underflow = int(np.count_nonzero(bits & _MAGNITUDE) - np.count_nonzero(codes))
+        np.right_shift(bits, np.uint32(16), out=words)
+        np.copyto(signs, words, casting="unsafe")
+        signs &= np.uint16(1 << 15)
+        codes |= signs
+        return underflow
 
 
 def to_float(values: Halves) -> Floats:
