@@ -50,7 +50,7 @@ def standing() -> Iterator[Stream]:
     """All three streams are there, and what is written never fails; gives stdout."""
     before = sys.stdin, sys.stdout, sys.stderr
     sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115 (for as long as the process lives)
-    out, err = (Stream(stream or open(os.devnull, "w")) for stream in before[1:])  # noqa: SIM115
+    out, err = (Stream(stream or open(os.devnull, "w")) for stream in before[1:])  # noqa: SIM115 (the same)
     sys.stdout, sys.stderr = cast(TextIO, out), cast(TextIO, err)
     try:
         yield out

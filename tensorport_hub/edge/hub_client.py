@@ -53,8 +53,12 @@ class HubClient:
     """The Hub's API for one endpoint and one token."""
 
     def __init__(self, *, endpoint: str | None = None, token: str | None = None) -> None:
-        named = endpoint or os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
-        self.endpoint = (named or constants._HF_DEFAULT_ENDPOINT).rstrip("/")
+        self.endpoint = (
+            endpoint
+            or os.environ.get("HF_ENDPOINT")
+            or constants.ENDPOINT  # the variable at the time of the import, which may be empty, too
+            or constants._HF_DEFAULT_ENDPOINT
+        ).rstrip("/")
         if not self.endpoint.startswith(("http://", "https://")):
             scheme = "http" if re.search(r":\d+$", self.endpoint) else "https"
             raise UseError(

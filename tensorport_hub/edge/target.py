@@ -13,6 +13,7 @@ from tensorport_hub.core.manifest import PATH, check_size, listed_files
 from tensorport_hub.errors import DestinationError
 
 WHERE = "choose a folder whose parent can be written, and which is no mount point"
+"""The hint of every refusal of a place."""
 
 
 def followed(target: Path) -> Path:

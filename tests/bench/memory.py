@@ -34,8 +34,8 @@ ROWS = (
 """Models, and the cap for each."""
 
 LFS_ALONE = (("gptq 5", "300MB"), ("100000", "488MB"))
-"""By Xet the first is a matter of more than ten minutes, since what is left for the weight has it read in
-strips of kilobytes; the second is refused."""
+"""By Xet the first takes very long, since what is left for the weight has it read in strips of 7 kB; the
+second is refused."""
 
 
 def rows(chosen: Sequence[tuple[str, str]], transfers: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -140,8 +140,9 @@ def test_not_even_one_row_fits(tmp_path: Path) -> None:
 
 
 def test_by_xet_a_large_model_needs_little(hub: DevHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """14 GB: one stream more than processors under the usual cap, one that spares memory under 300 MB, and
-    below that a refusal that names what is enough; 1 MB less is not."""
+    """14 GB: one stream more than processors and four uploads under the usual cap, fewer under 512 MB, one
+    stream that spares memory under 300 MB, and below that a refusal that names what is enough; 1 MB less is
+    not."""
     monkeypatch.setattr("tensorport_hub.limits._processors", lambda: 2)
     layout, config = layouts.model("plain 14")
     hub.add_repo("st/model", layouts.repository(layout, config, digests=False))
@@ -150,10 +151,11 @@ def test_by_xet_a_large_model_needs_little(hub: DevHub, monkeypatch: pytest.Monk
         return plan("st/model", "me/mirror", max_memory=cap, transfer="xet").plan
 
     planned = try_with("300MB")
-    usual, least = (
-        Limits.of(None, cap).allot(planned, streams=True, by_xet=False) for cap in ("1GB", "300MB")
+    usual, less, least = (
+        Limits.of(None, cap).allot(planned, streams=True, by_xet=False) for cap in ("1GB", "512MB", "300MB")
     )
     assert (usual.workers, usual.uploads) == (3, 4)
+    assert (less.workers, less.uploads) == (1, 2)
     assert (least.workers, least.uploads) == (1, SPARING)
     with pytest.raises(LimitError) as caught:
         try_with("200MB")
